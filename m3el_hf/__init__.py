@@ -1,0 +1,38 @@
+"""Multimodal entity linking on the Hugging Face Hub.
+
+Importing this registers the model with transformers' Auto classes; heavy libraries are imported when they are used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+from m3el_hf.registration import register
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "ClipNDConfig": "m3el_hf.modeling.configuration_clipnd",
+    "ClipNDModel": "m3el_hf.modeling.modeling_clipnd",
+    "ClipNDProcessor": "m3el_hf.modeling.processing_clipnd",
+    "M3ELError": "m3el_hf.errors",
+    "TASKS": "m3el_hf.tasks",
+    "TOPICS": "m3el_hf.tasks",
+    "load_m3el": "m3el_hf.data.builder",
+}
+
+__all__ = sorted(["__version__", *_HOMES])
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__
+
+
+register()

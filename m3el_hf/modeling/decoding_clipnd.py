@@ -1,0 +1,61 @@
+"""Opening pictures that nobody vouches for. The processor and the dataset builder both do it here."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from pathlib import Path
+
+from PIL import Image, ImageOps
+
+ALLOWED_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP")
+MAX_PIXELS = 60_000_000
+
+
+class UnusableImageError(ValueError):
+    """A picture that cannot be decoded; the message is the reason."""
+
+
+def decode_image(source: bytes | str | Path) -> Image.Image:
+    """Decodes the first frame of a picture to upright RGB, transparency on white.
+
+    Only `ALLOWED_FORMATS` are tried and nothing above `MAX_PIXELS` is decoded, so that a hostile or broken file costs
+    little.
+
+    Args:
+        source: The encoded bytes, or the path of the file that holds them.
+
+    Raises:
+        UnusableImageError: If it cannot be decoded, for whatever reason; no other exception escapes.
+    """
+    try:
+        data = source if isinstance(source, bytes) else Path(source).read_bytes()
+    except OSError as error:
+        raise UnusableImageError(f"cannot be read ({error.strerror or error})") from error
+    if not data:
+        raise UnusableImageError("is empty (0 bytes)")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow warns of large pictures and odd metadata; the cap below decides
+            with Image.open(io.BytesIO(data), formats=ALLOWED_FORMATS) as image:
+                if image.width * image.height > MAX_PIXELS:
+                    raise UnusableImageError(f"has {image.width} x {image.height} pixels, over {MAX_PIXELS:,}")
+                image.load()
+                return to_rgb(image)
+    except UnusableImageError:
+        raise
+    except Image.UnidentifiedImageError as error:
+        raise UnusableImageError(f"is not a picture in one of the formats {', '.join(ALLOWED_FORMATS)}") from error
+    except Exception as error:  # Pillow's decoders raise anything from struct.error to RecursionError on broken files
+        raise UnusableImageError(f"cannot be decoded ({type(error).__name__}: {error})") from error
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Turns a picture upright by its EXIF tag and flattens it to RGB, transparency on white."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        layer = image.convert("RGBA")
+        canvas = Image.new("RGBA", layer.size, (255, 255, 255, 255))
+        canvas.alpha_composite(layer)
+        image = canvas
+    return image.convert("RGB")

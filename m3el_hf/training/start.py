@@ -1,0 +1,41 @@
+"""The model that a run starts from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from datasets import Dataset
+
+from m3el_hf.errors import M3ELError
+from m3el_hf.modeling.configuration_clipnd import ClipNDConfig
+from m3el_hf.modeling.modeling_clipnd import ClipNDModel
+from m3el_hf.modeling.processing_clipnd import ClipNDProcessor
+
+
+def start_model(base: str | None, head: str, rows: Dataset) -> tuple[ClipNDModel, ClipNDProcessor]:
+    """Returns a model and its processor.
+
+    Args:
+        base: A CLIP checkpoint, a folder or a Hub id; None for a tiny model from scratch.
+        head: The head of `ClipNDConfig`.
+        rows: The training rows; a model from scratch learns its vocabulary from their texts.
+
+    Raises:
+        M3ELError: If ``base`` is no CLIP checkpoint or cannot be had.
+    """
+    if base is None:
+        processor = ClipNDProcessor.tiny(_texts(rows))
+        config = ClipNDConfig.tiny(len(processor.tokenizer), processor.tokenizer.eos_token_id, head=head)
+        return ClipNDModel(config), processor
+    try:
+        return ClipNDModel.from_clip(base, head=head), ClipNDProcessor.from_pretrained(base)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise M3ELError(f"cannot start from {base}: {reason}") from error
+
+
+def _texts(rows: Dataset) -> Iterator[str]:
+    for row in rows.select_columns(["mention", "context", "candidate_names", "candidate_descriptions"]):
+        for text in (row["mention"], row["context"], *row["candidate_names"], *row["candidate_descriptions"]):
+            if text:
+                yield text
