@@ -1,1 +1,1 @@
-"""The dataset repository's card. An `__init__` so that the template is installed with the package (setup.cfg, `package_dir`)."""
+"""The dataset repository's card; an `__init__` so that the template is installed (see setup.cfg, `package_dir`)."""

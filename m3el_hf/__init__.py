@@ -16,10 +16,17 @@ _HOMES = {
     "ClipNDConfig": "m3el_hf.modeling.configuration_clipnd",
     "ClipNDModel": "m3el_hf.modeling.modeling_clipnd",
     "ClipNDProcessor": "m3el_hf.modeling.processing_clipnd",
+    "EntityLinker": "m3el_hf.linking.linker",
+    "Link": "m3el_hf.linking.linker",
     "M3ELError": "m3el_hf.errors",
     "TASKS": "m3el_hf.tasks",
     "TOPICS": "m3el_hf.tasks",
+    "TrainingArguments": "m3el_hf.training.arguments",
+    "add_lora": "m3el_hf.training.lora",
+    "evaluate": "m3el_hf.evaluation.evaluator",
     "load_m3el": "m3el_hf.data.builder",
+    "load_metric": "m3el_hf.metrics",
+    "train": "m3el_hf.training.loop",
 }
 
 __all__ = sorted(["__version__", *_HOMES])

@@ -196,7 +196,11 @@ def _link(options: argparse.Namespace) -> None:
     if not (options.name or options.context or options.image):
         raise M3ELError("nothing to link: pass --name, --context, --image, or some of them")
     linker = EntityLinker.from_pretrained(options.model, knowledge_base=options.knowledge_base)
-    for link in linker(name=options.name, context=options.context, image=options.image, top_k=options.top_k):
+    try:
+        links = linker(name=options.name, context=options.context, image=options.image, top_k=options.top_k)
+    except ValueError as error:
+        raise M3ELError(str(error)) from error
+    for link in links:
         print(f"{link.score:9.3f}  {link.qid:<10}  {link.name}: {link.description or ''}")
 
 

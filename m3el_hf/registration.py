@@ -7,10 +7,11 @@ the command line's help fast, and whoever uses an Auto class finds CLIPND regist
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
+from types import ModuleType
 from typing import Any
-
-import transformers
 
 
 def _register_config() -> None:
@@ -39,12 +40,6 @@ def _register_processor() -> None:
     AutoProcessor.register(ClipNDConfig, ClipNDProcessor)
 
 
-_CLASSES = {
-    "ClipNDConfig": "m3el_hf.modeling.configuration_clipnd",
-    "ClipNDModel": "m3el_hf.modeling.modeling_clipnd",
-    "ClipNDProcessor": "m3el_hf.modeling.processing_clipnd",
-}
-
 _ACTIONS: dict[str, Callable[[], None]] = {
     "transformers.models.auto.configuration_auto": _register_config,
     "transformers.models.auto.modeling_auto": _register_model,
@@ -54,38 +49,50 @@ _ACTIONS: dict[str, Callable[[], None]] = {
 
 def register() -> None:
     """Registers the configuration, the model and the processor, each as soon as its Auto class is imported."""
-    pending = dict(_ACTIONS)
-    lazy_module: type = type(transformers)
+    watcher = _Watcher()
+    sys.meta_path.insert(0, watcher)
+    watcher.run_due()
 
-    class _Registering(lazy_module):
-        """The lazy `transformers` module, which acts once what it was asked for is imported whole."""
 
-        _depth = 0  # transformers asks itself for names while its own imports are half done
+class _Watcher(MetaPathFinder):
+    """Watches imports of transformers and of our model, and registers what is due whenever the last of them is done.
 
-        def __getattr__(self, name: str) -> Any:
-            _Registering._depth += 1
+    transformers' modules import one another in circles, and ours import them: only when none is half done can the classes
+    be had.
+    """
+
+    def __init__(self) -> None:
+        self._pending = dict(_ACTIONS)
+        self._depth = 0
+
+    def run_due(self) -> None:
+        """Runs the actions whose Auto module is imported, each once, and stops watching after the last."""
+        for module in [module for module in self._pending if module in sys.modules]:
+            if module in self._pending:  # an action imports modules itself, and so may have come here before
+                self._pending.pop(module)()
+        if not self._pending and self in sys.meta_path:
+            sys.meta_path.remove(self)
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if not name.startswith(("transformers.", "m3el_hf.modeling.")):
+            return None
+        spec = PathFinder.find_spec(name, path, target)
+        if spec is not None and spec.loader is not None:
+            self._watch(spec.loader)
+        return spec
+
+    def _watch(self, loader: Any) -> None:
+        execute = loader.exec_module
+
+        def exec_module(module: ModuleType) -> None:
+            self._depth += 1
             try:
-                value = super().__getattr__(name)
+                execute(module)
             finally:
-                _Registering._depth -= 1
-            if _Registering._depth == 0:
-                _run_due(pending)
-            return value
+                self._depth -= 1
+            if self._depth == 0:
+                self.run_due()
 
-    _run_due(pending)
-    if pending:
-        transformers.__class__ = _Registering
-
-
-def _half_imported() -> bool:
-    """Whether one of our own modules is being imported: it asks transformers for names, and cannot be used yet."""
-    return any(module in sys.modules and name not in vars(sys.modules[module]) for name, module in _CLASSES.items())
-
-
-def _run_due(pending: dict[str, Callable[[], None]]) -> None:
-    """Runs, and takes out of ``pending``, the actions whose Auto module is imported."""
-    if _half_imported():
-        return
-    for module in [module for module in pending if module in sys.modules]:
-        if module in pending:  # an action imports from transformers itself, and so may have come here before
-            pending.pop(module)()
+        loader.exec_module = exec_module

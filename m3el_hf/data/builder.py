@@ -108,5 +108,10 @@ def load_m3el(
 
 def _fingerprint(folder: Path, seed: int) -> str:
     """Changes with the release's files, since `datasets` would otherwise reuse what it made of the folder's name."""
-    state = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(folder.iterdir())]
-    return hashlib.sha256(repr((state, seed, __version__)).encode()).hexdigest()[:16]
+    digest = hashlib.sha256(repr((seed, __version__)).encode())
+    for path in sorted(folder.rglob("*")):
+        state = path.lstat()  # enough for pictures, which are many
+        digest.update(repr((str(path.relative_to(folder)), state.st_size, state.st_mtime_ns)).encode())
+        if path.parent == folder and path.suffix == ".json" and path.is_file():
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]

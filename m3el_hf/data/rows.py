@@ -58,17 +58,18 @@ class Collection:
 
     def entities(self) -> Iterator[Row]:
         """Yields each entity once, as its first appearance with a name describes it."""
-        seen: set[str] = set()
+        chosen: dict[str, Candidate] = {}
         for record in self.records:
             for candidate in record.candidates:
-                if candidate.qid not in seen:
-                    seen.add(candidate.qid)
-                    yield {
-                        "qid": candidate.qid,
-                        "name": candidate.name,
-                        "description": candidate.description,
-                        "image": _image(candidate.picture, self.report),
-                    }
+                if candidate.qid not in chosen or (candidate.name and not chosen[candidate.qid].name):
+                    chosen[candidate.qid] = candidate
+        for candidate in chosen.values():
+            yield {
+                "qid": candidate.qid,
+                "name": candidate.name or None,
+                "description": candidate.description,
+                "image": _image(candidate.picture, self.report),
+            }
 
 
 def collect(reader: str, folder: Path | None, seed: int = 0, **options: Any) -> Collection:
@@ -119,7 +120,7 @@ def make_row(record: Record, group: str, seed: int, report: Report) -> Row:
         "answer": answer,
         "answer_qid": record.answer_qid,
         "candidate_qids": [candidate.qid for candidate in candidates],
-        "candidate_names": [candidate.name for candidate in candidates],
+        "candidate_names": [candidate.name or None for candidate in candidates],
         "candidate_descriptions": [candidate.description for candidate in candidates],
         "candidate_images": candidate_images,
         "difficulty": record.difficulty,

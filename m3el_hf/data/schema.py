@@ -19,16 +19,18 @@ class Picture:
         path: The file that holds it, or None if ``data`` does.
         data: The encoded bytes, or None if ``path`` holds them.
         url: Where the picture came from, or None if the source does not say.
+        flaw: Why it cannot be had, where the reader can tell; it is then never opened.
     """
 
     path: Path | None = None
     data: bytes | None = None
     url: str | None = None
+    flaw: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One candidate entity of a mention. ``description`` and ``picture`` are None where the source has none."""
+    """One candidate entity of a mention. ``name`` is empty, the others are None, where the source has none."""
 
     qid: str
     name: str

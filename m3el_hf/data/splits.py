@@ -11,7 +11,7 @@ import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable, Sequence
 
-from m3el_hf.data.schema import Record
+from m3el_hf.data.schema import Picture, Record
 
 MAX_GROUP_SHARE = 0.05
 """A group that shared candidates would grow beyond this share of the rows is not joined further."""
@@ -53,7 +53,7 @@ def group_rows(records: Sequence[Record]) -> list[str]:
     """
     groups = _Groups(len(records))
     for rows in _rows_by(
-        [("gold", record.answer_qid), ("context", record.context), ("picture", record.picture)] for record in records
+        [("gold", record.answer_qid), ("context", record.context), *_picture_keys(record)] for record in records
     ):
         groups.join(rows)
     limit = max(1, int(MAX_GROUP_SHARE * len(records)))
@@ -61,6 +61,13 @@ def group_rows(records: Sequence[Record]) -> list[str]:
     for rows in sorted(shared, key=len):
         groups.join(rows, limit)
     return [records[groups.find(row)].id for row in range(len(records))]
+
+
+def _picture_keys(record: Record) -> list[tuple[str, Hashable]]:
+    """What makes two mention pictures the same; each is None where the source does not say."""
+    shown = record.picture or Picture()
+    path = shown.path if shown.flaw is None else None
+    return [("path", path), ("url", shown.url), ("data", shown.data)]
 
 
 def _rows_by(keys: Iterable[Iterable[tuple[str, Hashable]]]) -> list[list[int]]:

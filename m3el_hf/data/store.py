@@ -58,6 +58,8 @@ def build(
     Raises:
         M3ELError: If ``output`` exists and is not to be overwritten, or the source cannot be used.
     """
+    if folder is not None and folder.resolve().is_relative_to(output.resolve()):
+        raise M3ELError(f"{output} holds the source: choose another --output")
     if output.exists() and not overwrite:
         raise M3ELError(f"{output} exists already: pass --overwrite to replace it, or choose another --output")
     collection = collect(reader, folder, seed, **options)
@@ -72,10 +74,10 @@ def build(
                     _write_rows(work, f"{topic}/{split}", count, _watched(collection.rows(split, topic), bar))
     _write_shard(work / "entities" / "train-00000-of-00001.parquet", ENTITY_FEATURES, collection.entities())
     (work / "README.md").write_text(render_dataset_card(collection, reader), encoding="utf-8")
-    if output.exists():
-        shutil.rmtree(output)
+    if output.exists():  # moved, not removed: half of it would still load
+        os.rename(output, partial / ".replaced")
     os.rename(work, output)
-    partial.rmdir()
+    shutil.rmtree(partial)
     return collection
 
 

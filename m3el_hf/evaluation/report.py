@@ -13,6 +13,7 @@ from typing import Any
 
 import jinja2
 from matplotlib.figure import Figure
+from rich import box
 from rich.table import Table as RichTable
 
 from m3el_hf.evaluation.evaluator import Table
@@ -84,14 +85,19 @@ class RunReport:
 
     def to_rich(self) -> RichTable:
         """The table for a terminal."""
-        table = RichTable(title=self.title, caption="accuracy in %; ties count as chance")
+        caption = ["accuracy in %; ties count as chance"]
+        table = RichTable(title=self.title, box=box.SIMPLE_HEAD)
         for column, name in enumerate(["task", *self.systems, "n"]):
             table.add_column(name, justify="right" if column else "left")
         *tasks, mean = self.rows()
-        for row in tasks:
-            table.add_row(*row)
+        for task, *cells in tasks:
+            if self.table.evaluable[task]:
+                table.add_row(task, *cells)
+            else:  # its reason is too long for a narrow column
+                caption.append(f"{task}: {cells[0]}")
         table.add_section()
         table.add_row(*mean, style="bold")
+        table.caption = "\n".join(caption)
         return table
 
     def to_markdown(self) -> str:

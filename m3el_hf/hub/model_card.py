@@ -27,6 +27,7 @@ def render_model_card(model: ClipNDModel, report: RunReport, *, name: str, syste
             task_name=f"Multimodal entity linking, {task}",
             dataset_type=data,
             dataset_name=data,
+            dataset_config=task,
             dataset_split=str(report.provenance["split"]),
             metric_type="accuracy",
             metric_name="accuracy",

@@ -30,8 +30,8 @@ def decode_image(source: bytes | str | Path) -> Image.Image:
     """
     try:
         data = source if isinstance(source, bytes) else Path(source).read_bytes()
-    except OSError as error:
-        raise UnusableImageError(f"cannot be read ({error.strerror or error})") from error
+    except (OSError, ValueError) as error:  # ValueError: a null character in the path
+        raise UnusableImageError(f"cannot be read ({getattr(error, 'strerror', None) or error})") from error
     if not data:
         raise UnusableImageError("is empty (0 bytes)")
     try:
@@ -53,6 +53,10 @@ def decode_image(source: bytes | str | Path) -> Image.Image:
 def to_rgb(image: Image.Image) -> Image.Image:
     """Turns a picture upright by its EXIF tag and flattens it to RGB, transparency on white."""
     image = ImageOps.exif_transpose(image)
+    if image.mode == "F":
+        raise UnusableImageError("has pixels that are fractions: nothing says which value is white")
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.getextrema()[1] > 255):  # type: ignore[operator]
+        image = image.point(lambda value: value * (1 / 256)).convert("L")  # else Pillow turns all above 255 white
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         layer = image.convert("RGBA")
         canvas = Image.new("RGBA", layer.size, (255, 255, 255, 255))

@@ -39,22 +39,26 @@ def read_m3el(folder: Path | None, report: Report) -> Iterator[Record]:
     """
     if folder is None:
         raise M3ELError("no folder to read: pass the folder that holds the release's <topic>.json files")
-    for path, topic, split in _topic_files(folder):
-        for number, instance in enumerate(_parse_file(path, report)):
+    for path, topic, split in _topic_files(folder, report):
+        for number, instance in _parse_file(path, report):
             report.read += 1
             source = f"{path.name} row {number}"
             try:
                 yield _record(instance, folder, topic, split, f"{path.stem}-{{qid}}-{number}", source)
             except _UnusableRowError as reason:
-                report.skipped.append(f"{source}: {reason}")
+                report.skipped.append(" ".join(f"{source}: {reason}".split()))  # a field may hold a line break
 
 
-def _topic_files(folder: Path) -> list[tuple[Path, str, str | None]]:
+def _topic_files(folder: Path, report: Report) -> list[tuple[Path, str, str | None]]:
     if not folder.is_dir():
         raise M3ELError(f"no such folder: {folder}; pass the folder that holds the release's <topic>.json files")
     files = [
         (path, match[1], match[2]) for path in sorted(folder.iterdir()) if (match := _FILE_NAME.fullmatch(path.name))
     ]
+    known = {path for path, _, _ in files}
+    for path in sorted(folder.glob("*.json*")):
+        if path not in known:
+            report.counts[f"file {path.name} not read: its name is no <topic>.json or <topic>_<split>.json"] += 1
     if not files:
         raise M3ELError(
             f"{folder} holds no M3EL file: expected <topic>.json or <topic>_<split>.json with a topic of "
@@ -63,43 +67,51 @@ def _topic_files(folder: Path) -> list[tuple[Path, str, str | None]]:
     return files
 
 
-def _parse_file(path: Path, report: Report) -> Iterator[Any]:
-    """Yields the instances of a file: one JSON or Python list, or one JSON or Python object a line."""
+def _parse_file(path: Path, report: Report) -> Iterator[tuple[int, Any]]:
+    """Yields the rows of a file with their numbers: one JSON or Python list, or one JSON or Python object a line."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise M3ELError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}): convert it first") from error
+    except OSError as error:
+        raise M3ELError(f"{path} cannot be read ({error.strerror or error})") from error
     try:
         whole = _parse(text)
     except ValueError as error:
-        lines = [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+        # By line feeds alone: a text may hold U+2028, at which splitlines would cut.
+        lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
         if not lines or not lines[0][1].lstrip().startswith("{"):
-            raise M3ELError(f"{path} is neither JSON, JSON lines nor Python literals: {error}") from error
+            reason = f"{path} is neither JSON, JSON lines nor Python literals ({error}): mend it or fetch it again"
+            raise M3ELError(reason) from error
         yield from _parse_lines(path, lines, report)
     else:
-        yield from whole if isinstance(whole, list) else [whole]
+        yield from enumerate(whole if isinstance(whole, list) else [whole])
 
 
-def _parse_lines(path: Path, lines: list[tuple[int, str]], report: Report) -> Iterator[Any]:
-    for number, line in lines:
+def _parse_lines(path: Path, lines: list[tuple[int, str]], report: Report) -> Iterator[tuple[int, Any]]:
+    for row, (number, line) in enumerate(lines):
         try:
-            yield _parse(line)
+            instance = _parse(line)
         except ValueError as error:
             report.read += 1
-            report.skipped.append(f"{path.name} line {number}: cannot be parsed ({error})")
+            report.skipped.append(f"{path.name} row {row} (line {number}): cannot be parsed ({error})")
+        else:
+            yield row, instance
 
 
 def _parse(text: str) -> Any:
     """Parses JSON, else a Python literal; raises ValueError with the JSON parser's reason if it is neither."""
     try:
         return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
     except json.JSONDecodeError as error:
         # The published sample is a Python literal: single quotes, None.
         if error.msg.startswith("Extra data"):
             raise ValueError(str(error)) from error
         try:
             return ast.literal_eval(text.strip())
-        except (SyntaxError, ValueError, MemoryError, RecursionError):
+        except (SyntaxError, TypeError, ValueError, MemoryError, RecursionError):
             raise ValueError(str(error)) from error
 
 
@@ -131,7 +143,7 @@ def _record(instance: Any, folder: Path, topic: str, split: str | None, id_templ
 
 def _candidates(instance: dict[str, Any], folder: Path) -> tuple[Candidate, ...]:
     items = instance.get("candidates")
-    if not isinstance(items, list) or not items:
+    if not isinstance(items, list | tuple) or not items:
         raise _UnusableRowError("has no candidates")
     candidates = []
     for item in items:
@@ -149,21 +161,34 @@ def _candidates(instance: dict[str, Any], folder: Path) -> tuple[Candidate, ...]
 def _text(fields: dict[str, Any], key: str) -> str | None:
     """The field as stripped text; None where it is absent, empty or null."""
     value = fields.get(key)
-    return str(value).strip() or None if value is not None else None
+    return _unicode(str(value), f"field {key}").strip() or None if value is not None else None
+
+
+def _unicode(text: str, what: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # JSON can escape half a character, which no Parquet file holds
+        raise _UnusableRowError(f"has text that is not Unicode ({what})") from error
+    return text
 
 
 def _picture(value: Any, folder: Path) -> Picture | None:
-    """Turns ``[file name, url, /ROOT/path]`` into a picture; None where all of it is empty.
-
-    A path that climbs out of the release points at nothing of the release, so its file counts as missing.
-    """
-    if not isinstance(value, list) or not any(value):
+    """Turns ``[file name, url, /ROOT/path]`` into a picture; None where all of it is empty."""
+    if not value:
         return None
-    _, url, location = ([*value, None, None, None])[:3]
-    path = None
-    if location:
-        relative = Path(*Path(str(location).lstrip("/")).parts[1:])  # the root, /M3EL/ or /DiffMEL/, is the folder
-        path = folder / relative
-        if not path.resolve().is_relative_to(folder.resolve()):
-            path = None
-    return Picture(path=path, url=str(url) if url else None)
+    if not isinstance(value, list | tuple):
+        raise _UnusableRowError(f"has an image that is a {type(value).__name__}, not [file name, url, path]")
+    file, url, location = (_unicode(str(part), "field image") if part else None for part in [*value, *[None] * 3][:3])
+    if location is None:
+        return Picture(path=Path(file) if file else None, url=url, flaw="has no path") if file or url else None
+    path = folder.joinpath(*Path(location.lstrip("/")).parts[1:])  # the root, /M3EL/ or /DiffMEL/, is the folder
+    return Picture(path=path, url=url, flaw=_path_flaw(path, folder))
+
+
+def _path_flaw(path: Path, folder: Path) -> str | None:
+    """Why a path is not to be opened, or None: one that climbs out points at nothing of the release."""
+    try:
+        inside = path.resolve().is_relative_to(folder.resolve())
+    except ValueError:  # a null character
+        return "has an impossible path"
+    return None if inside else f"lies outside {folder}"

@@ -1,0 +1,396 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from m3el_hf.data.readers.m3el import read_m3el
+from m3el_hf.data.rows import collect
+from m3el_hf.data.schema import Record, Report
+from m3el_hf.errors import M3ELError
+from m3el_hf.tasks import TOPICS
+from tests.conftest import instance, write_release
+
+quick = settings(deadline=None, max_examples=40, database=None)
+
+
+def read(folder: Path) -> tuple[list[Record], Report]:
+    report = Report()
+    return list(read_m3el(folder, report)), report
+
+
+def read_text(folder: Path, text: str, name: str = "person.json") -> tuple[list[Record], Report]:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_bytes(text.encode())
+    return read(folder)
+
+
+def mistake(call: Callable[[], Any]) -> str:
+    """The one line that a user reads."""
+    with pytest.raises(M3ELError) as caught:
+        call()
+    assert len(str(caught.value).splitlines()) == 1
+    return str(caught.value)
+
+
+def skipped(folder: Path, *instances: Any) -> list[str]:
+    """The reasons for which instances are skipped; a good one stands before and after them."""
+    records, report = read_text(folder, json.dumps([instance(7), *instances, instance(8)]))
+    assert [record.answer_qid for record in records] == ["Q70", "Q80"]
+    assert report.read == len(instances) + 2
+    assert all(len(line.splitlines()) == 1 for line in report.skipped)
+    return report.skipped
+
+
+def unusable(folder: Path, image: Any) -> dict[str, str]:
+    """What a build reports of the mention picture of one row; the row itself stays."""
+    collection = collect("m3el", write_release(folder, [instance(0, images=False) | {"image": image}]))
+    rows = [row for split in ("train", "validation", "test") for row in collection.rows(split)]
+    assert [row["mention_image"] for row in rows] == [None]
+    assert all(len(line.splitlines()) == 1 for line in collection.report.unusable_images.values())
+    return collection.report.unusable_images
+
+
+def test_an_instance_becomes_a_record(tmp_path):
+    (record,), report = read(write_release(tmp_path, [instance(3)]))
+    assert (record.id, record.source) == ("person-Q30-0", "person.json row 0")
+    assert (record.topic, record.split, record.difficulty) == ("person", None, None)
+    assert (record.mention, record.context) == ("Name 3", "Name 3 went home.")
+    assert record.answer_qid == "Q30"
+    assert [one.qid for one in record.candidates] == ["Q30", "Q31", "Q32"]
+    assert [one.name for one in record.candidates] == ["Name 3a", "Name 3b", "Name 3c"]
+    assert [one.description for one in record.candidates] == [f"description 3 {k}" for k in range(3)]
+    folder = tmp_path / "person_candidates_images" / "Name 3-Q30"
+    assert [one.picture.path for one in record.candidates] == [folder / f"Q3{k}.png" for k in range(3)]
+    assert record.picture.path == folder / "mention3.png"
+    assert record.picture.url == "https://example.org/mention3.png"
+    assert report == Report(read=1)
+
+
+@pytest.mark.parametrize("form", ["json", "jsonl", "literal", "literal_lines"])
+def test_every_notation_gives_the_same_records(tmp_path, form):
+    instances = [instance(n) for n in range(3)]
+    instances[1]["name"] = "it's \"É\" 'x'\u2028y\x85z"  # what splits lines for Python, but not in JSON
+    instances[2]["difficulty"] = None
+    expected, _ = read(write_release(tmp_path, instances))
+    records, report = read(write_release(tmp_path, instances, form=form))
+    assert records == expected
+    assert report == Report(read=3)
+
+
+def test_line_separators_within_a_text_do_not_end_a_line(tmp_path):
+    lines = [json.dumps(instance(n) | {"sentence": "a\u2028b\x85c\u2029d"}, ensure_ascii=False) for n in range(2)]
+    records, report = read_text(tmp_path, "\n".join(lines))
+    assert [record.context for record in records] == ["a\u2028b\x85c\u2029d"] * 2
+    assert report.skipped == []
+
+
+TEXTS = st.text(st.characters(codec="utf-8"), max_size=12)
+
+
+@given(
+    texts=st.lists(st.tuples(TEXTS, TEXTS, TEXTS), min_size=1, max_size=4),
+    form=st.sampled_from(["json", "jsonl", "py"]),
+)
+@quick
+def test_texts_survive_any_notation(tmp_path_factory, texts, form):
+    instances = [
+        instance(n, images=False) | {"name": f"n{name}", "sentence": sentence, "difficulty": difficulty}
+        for n, (name, sentence, difficulty) in enumerate(texts)
+    ]
+    lines = [repr(one) if form == "py" else json.dumps(one, ensure_ascii=False) for one in instances]
+    text = "[" + ",".join(lines) + "]" if form == "json" else "\r\n".join(lines)
+    records, report = read_text(tmp_path_factory.mktemp("release"), text)
+    assert report == Report(read=len(texts))
+    assert [(one.mention, one.context, one.difficulty) for one in records] == [
+        (f"n{name}".strip(), sentence.strip() or None, difficulty.strip() or None)
+        for name, sentence, difficulty in texts
+    ]
+
+
+def test_literals_may_hold_tuples(tmp_path):
+    one = instance(0)
+    one["image"] = tuple(one["image"])
+    one["candidates"] = tuple(one["candidates"])
+    records, report = read_text(tmp_path, repr((one,))[1:-2])
+    assert report.skipped == []
+    assert records == read(write_release(tmp_path, [instance(0)]))[0]
+
+
+@pytest.mark.parametrize("name", ["person", "common_train", "books_validation", "sports_test"])
+def test_the_file_name_says_topic_and_split(tmp_path, name):
+    topic, _, split = name.partition("_")
+    (record,), _ = read(write_release(tmp_path, [instance(0, topic=topic)], f"{name}.json"))
+    assert (record.topic, record.split, record.id) == (topic, split or None, f"{name}-Q00-0")
+
+
+def test_files_are_read_in_the_order_of_their_names(tmp_path):
+    for name in ("person_test", "movies", "person_train", "books"):
+        write_release(tmp_path, [instance(0), instance(1)], f"{name}.json")
+    records, report = read(tmp_path)
+    sources = [
+        f"{name}.json row {row}" for name in ("books", "movies", "person_test", "person_train") for row in (0, 1)
+    ]
+    assert [record.source for record in records] == sources
+    assert len({record.id for record in records}) == len(records)
+    assert report.read == 8
+
+
+@pytest.mark.parametrize("root", ["M3EL", "DiffMEL", "Other"])
+def test_the_root_of_a_path_is_the_folder(tmp_path, root):
+    (record,), _ = read(write_release(tmp_path, [instance(0, root=root, difficulty="hard")]))
+    assert record.picture.path.is_file()
+    assert record.difficulty == "hard"
+
+
+def test_upper_case_extensions_are_kept(tmp_path):
+    location = "/M3EL/person_candidates_images/Name 0-Q00/PHOTO.JPG"
+    write_release(tmp_path, [instance(0, image=["PHOTO.JPG", "https://example.org/PHOTO.JPG", location])])
+    collection = collect("m3el", tmp_path)
+    (row,) = collection.rows("train")
+    assert row["mention_image"]["bytes"] == (tmp_path / location.split("/", 2)[2]).read_bytes()
+    assert collection.report.unusable_images == {}
+
+
+def test_what_is_missing_is_none(tmp_path):
+    one = instance(0, images=False, sentence=" \n", difficulty="")
+    one["candidates"][1] |= {"description": None, "name": ""}
+    del one["candidates"][2]["description"], one["candidates"][2]["image"]
+    (record,), report = read(write_release(tmp_path, [one]))
+    assert (record.context, record.difficulty, record.picture) == (None, None, None)
+    assert [candidate.description for candidate in record.candidates] == ["description 0 0", None, None]
+    assert [candidate.picture for candidate in record.candidates] == [None] * 3
+    assert report.skipped == []
+
+
+@pytest.mark.parametrize("image", [None, [], "", ["", "", ""], [None, None, None]])
+def test_no_image_is_none_and_no_mistake(tmp_path, image):
+    (record,), report = read(write_release(tmp_path, [instance(0, images=False) | {"image": image}]))
+    assert record.picture is None
+    assert report.unusable_images == {}
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"Qid": ""}, "has no gold (field Qid)"),
+        ({"Qid": None}, "has no gold (field Qid)"),
+        ({"Qid": "Q999"}, "its gold Q999 is not among its candidates"),
+        ({"Qid": "Q9\nQ8"}, "its gold Q9 Q8 is not among its candidates"),
+        ({"name": " "}, "has no mention name (field name)"),
+        ({"candidates": []}, "has no candidates"),
+        ({"candidates": None}, "has no candidates"),
+        ({"candidates": {"Qid": "Q00"}}, "has no candidates"),
+        ({"candidates": ["Q00"]}, "has a candidate without a Qid"),
+        ({"candidates": [{"name": "x"}]}, "has a candidate without a Qid"),
+        ({"candidates": [{"Qid": "Q00"}, {"Qid": "Q00 "}]}, "lists a candidate twice"),
+        ({"sentence": "half a character: \ud83d"}, "has text that is not Unicode (field sentence)"),
+        ({"image": "photo.png"}, "has an image that is a str, not [file name, url, path]"),
+        ({"image": {"path": "photo.png"}}, "has an image that is a dict, not [file name, url, path]"),
+        ({"image": ["", "", "/M3EL/\ud83d.png"]}, "has text that is not Unicode (field image)"),
+    ],
+)
+def test_an_unusable_row_is_skipped_with_its_reason(tmp_path, changes, reason):
+    assert skipped(tmp_path, instance(0, **changes)) == [f"person.json row 1: {reason}"]
+
+
+@pytest.mark.parametrize(("row", "kind"), [("Q1", "str"), (None, "NoneType"), ([], "list"), (3, "int")])
+def test_a_row_that_is_no_object_is_skipped(tmp_path, row, kind):
+    assert skipped(tmp_path, row) == [f"person.json row 1: is a {kind}, not an object"]
+
+
+def test_an_absent_gold_is_skipped(tmp_path):
+    one = instance(0)
+    del one["Qid"]
+    assert skipped(tmp_path, one) == ["person.json row 1: has no gold (field Qid)"]
+
+
+@pytest.mark.parametrize("broken", ['{"Qid": "Q1", ', "{{}: 1}", "not json", "[" * 5000, '{"Qid": 1}}'])
+def test_a_broken_line_is_skipped_and_counted(tmp_path, broken):
+    lines = [json.dumps(instance(0)), "", broken, json.dumps(instance(2))]
+    records, report = read_text(tmp_path, "\n".join(lines))
+    assert [record.source for record in records] == ["person.json row 0", "person.json row 2"]
+    assert [record.id for record in records] == ["person-Q00-0", "person-Q20-2"]
+    assert report.read == 3
+    (line,) = report.skipped
+    assert line.startswith("person.json row 1 (line 3): cannot be parsed (")
+    assert len(line.splitlines()) == 1
+
+
+def test_no_usable_row_is_a_mistake_that_names_the_first(tmp_path):
+    write_release(tmp_path, [instance(0, Qid=""), instance(1, Qid="")])
+    message = mistake(lambda: collect("m3el", tmp_path))
+    assert message.startswith(f"{tmp_path} holds 2 instances, none of them usable")
+    assert "person.json row 0: has no gold (field Qid)" in message
+
+
+@pytest.mark.parametrize("text", ["", "  \n", "hello", "[1, 2", "\0", "[" * 100_000, "<html></html>", '[{"Qid": "Q1"'])
+def test_a_file_that_cannot_be_parsed_is_a_mistake(tmp_path, text):
+    message = mistake(lambda: read_text(tmp_path, text))
+    assert message.startswith(f"{tmp_path / 'person.json'} is neither JSON, JSON lines nor Python literals")
+    assert message.endswith("mend it or fetch it again")
+
+
+def test_another_encoding_is_a_mistake(tmp_path):
+    (tmp_path / "person.json").write_text(json.dumps([instance(0)]), encoding="utf-16")
+    assert "person.json is not UTF-8 text" in mistake(lambda: read(tmp_path))
+
+
+def test_a_byte_order_mark_is_no_mistake(tmp_path):
+    (tmp_path / "person.json").write_text(json.dumps([instance(0)]), encoding="utf-8-sig")
+    assert len(read(tmp_path)[0]) == 1
+
+
+def test_a_folder_named_like_a_file_is_a_mistake(tmp_path):
+    (tmp_path / "person.json").mkdir()
+    assert "person.json cannot be read" in mistake(lambda: read(tmp_path))
+
+
+def test_a_missing_folder_is_a_mistake(tmp_path):
+    for folder in (tmp_path / "absent", tmp_path / "file"):
+        (tmp_path / "file").write_text("")
+        assert mistake(lambda folder=folder: read(folder)).startswith(f"no such folder: {folder}; pass the folder")
+    assert "pass the folder" in mistake(lambda: list(read_m3el(None, Report())))
+
+
+@pytest.mark.parametrize(
+    "name", ["music.json", "person_dev.json", "Person.json", "person.jsonl", "person_train.json.gz"]
+)
+def test_an_unknown_topic_is_a_mistake_that_names_the_known(tmp_path, name):
+    message = mistake(lambda: read_text(tmp_path, "[]", name))
+    assert "expected <topic>.json or <topic>_<split>.json" in message
+    assert all(topic in message for topic in TOPICS)
+
+
+@pytest.mark.parametrize("name", ["music.json", "person_dev.json", "books.jsonl"])
+def test_an_unknown_topic_beside_a_known_is_reported(tmp_path, name):
+    write_release(tmp_path, [instance(0)])
+    records, report = read_text(tmp_path, json.dumps([instance(1)]), name)
+    assert len(records) == report.read == 1
+    assert [name in line for line in report.counts] == [True]
+
+
+def test_an_absent_picture_is_reported_by_its_file(tmp_path):
+    write_release(tmp_path, [instance(0)])
+    lost = tmp_path / "person_candidates_images" / "Name 0-Q00" / "Q01.png"
+    lost.unlink()
+    collection = collect("m3el", tmp_path)
+    (row,) = collection.rows("train")
+    assert [image is None for image in row["candidate_images"]] == [qid == "Q01" for qid in row["candidate_qids"]]
+    assert collection.report.unusable_images == {str(lost): "is missing"}
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [(b"", "is empty (0 bytes)"), (b"<html>404</html>", "is not a picture"), (None, "cannot be decoded")],
+)
+def test_a_broken_picture_is_reported_by_its_file(tmp_path, content, reason):
+    write_release(tmp_path, [instance(0)])
+    broken = tmp_path / "person_candidates_images" / "Name 0-Q00" / "mention0.png"
+    broken.write_bytes(broken.read_bytes()[:-30] if content is None else content)
+    collection = collect("m3el", tmp_path)
+    (row,) = collection.rows("train")
+    assert row["mention_image"] is None
+    assert all(row["candidate_images"])
+    ((file, found),) = collection.report.unusable_images.items()
+    assert file == str(broken)
+    assert found.startswith(reason)
+
+
+@pytest.mark.parametrize("location", ["/M3EL/../secret.png", "/M3EL/a/../../secret.png", "../../secret.png"])
+def test_a_path_that_climbs_out_is_never_opened(tmp_path, location):
+    Image.new("RGB", (4, 4)).save(tmp_path / "secret.png")
+    ((file, reason),) = unusable_without_files(tmp_path / "release", ["secret.png", "", location]).items()
+    assert file.endswith("secret.png")
+    assert reason == f"lies outside {tmp_path / 'release'}"
+
+
+def test_a_link_that_leads_out_is_never_opened(tmp_path):
+    Image.new("RGB", (4, 4)).save(tmp_path / "secret.png")
+    (tmp_path / "release").mkdir()
+    (tmp_path / "release" / "link.png").symlink_to(tmp_path / "secret.png")
+    found = unusable_without_files(tmp_path / "release", ["", "", "/M3EL/link.png"])
+    assert found == {str(tmp_path / "release" / "link.png"): f"lies outside {tmp_path / 'release'}"}
+
+
+def unusable_without_files(folder: Path, image: list[str]) -> dict[str, str]:
+    """As `unusable`, where no picture may be written for the path."""
+    folder.mkdir(exist_ok=True)
+    (folder / "person.json").write_text(json.dumps([instance(0, images=False) | {"image": image}]))
+    collection = collect("m3el", folder)
+    (row,) = collection.rows("train")
+    assert row["mention_image"] is None
+    assert all(len(line.splitlines()) == 1 for line in collection.report.unusable_images.values())
+    return collection.report.unusable_images
+
+
+@pytest.mark.parametrize(
+    ("image", "file", "reason"),
+    [
+        (["a.png", "", ""], "a.png", "has no path"),
+        (["", "https://example.org/a.png", ""], "https://example.org/a.png", "has no path"),
+        (["a.png", "https://example.org/a.png"], "a.png", "has no path"),
+        (["", "", "/M3EL/"], None, "is not a file"),
+        (["", "", "/M3EL/person.json"], "person.json", "is not a picture"),
+        (["", "", "/M3EL/a\0b.png"], "a\0b.png", "has an impossible path"),
+        (["", "", "/M3EL/" + "a" * 300 + ".png"], "a.png", "cannot be read"),
+        (["", "", "/M3EL//etc/passwd"], "etc/passwd", "is missing"),
+        ([1, 2, 3], None, "is not a file"),
+    ],
+)
+def test_odd_paths_are_reported(tmp_path, image, file, reason):
+    ((found, line),) = unusable_without_files(tmp_path, image).items()
+    assert found.endswith(file or str(tmp_path))
+    assert line.startswith(reason)
+
+
+def test_pictures_without_a_path_are_counted_one_by_one(tmp_path):
+    one = instance(0, images=False)
+    for number, candidate in enumerate(one["candidates"]):
+        candidate["image"] = [f"{number}.png", "", ""]
+    collection = collect("m3el", write_release(tmp_path, [one]))
+    list(collection.rows("train"))
+    assert len(collection.report.unusable_images) == 3
+
+
+VALUES: st.SearchStrategy[Any] = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-3, 3)
+    | st.floats()
+    | st.sampled_from(["", "Q1", "x\0", "/M3EL/../x", "\ud800"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["Qid", "name", "image"]), inner),
+    max_leaves=5,
+)
+
+
+@given(changes=st.dictionaries(st.sampled_from(sorted(instance(0))), VALUES), candidate=VALUES)
+@quick
+def test_any_row_is_read_or_skipped(tmp_path_factory, changes, candidate):
+    one = instance(0, images=False) | changes
+    if isinstance(one["candidates"], list):
+        one["candidates"].append(candidate)
+    records, report = read_text(tmp_path_factory.mktemp("release"), json.dumps([one, instance(1)]))
+    assert report.read == 2
+    assert len(records) + len(report.skipped) == 2
+    for record in records:
+        str(replace(record)).encode()  # what is read can be written
+        assert record.answer_qid in {one.qid for one in record.candidates}
+
+
+@given(text=st.text(st.sampled_from(list("[]{}'\":, \n\\Qid1n\0"))))
+@quick
+def test_any_text_is_read_or_a_mistake(tmp_path_factory, text):
+    try:
+        records, report = read_text(tmp_path_factory.mktemp("release"), text)
+    except M3ELError as error:
+        assert len(str(error).splitlines()) == 1
+    else:
+        assert len(records) + len(report.skipped) == report.read

@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from transformers import AutoConfig, CLIPConfig
+
+from m3el_hf import ClipNDConfig, ClipNDModel
+
+OURS: dict[str, Any] = {
+    "head": "matching",
+    "matching_dim": 24,
+    "contrastive_temperature": 0.07,
+    "contrastive_intra_weight": 0.5,
+    "contrastive_weight": 0.25,
+    "contrastive_self": "zero",
+}
+
+
+def ours(config: ClipNDConfig) -> dict[str, Any]:
+    return {name: getattr(config, name) for name in OURS}
+
+
+def test_defaults_are_the_papers():
+    config = ClipNDConfig()
+    assert config.head == "clip"
+    assert config.matching_dim == 96
+    assert (config.contrastive_temperature, config.contrastive_intra_weight) == (0.03, 0.8)
+    assert config.contrastive_self == "exclude"
+    assert config.clip_config.to_dict() == CLIPConfig().to_dict()
+
+
+def test_two_configurations_share_nothing():
+    one, other = ClipNDConfig(), ClipNDConfig()
+    one.clip_config.text_config.eos_token_id = 5
+    assert other.clip_config.text_config.eos_token_id != 5
+
+
+@pytest.mark.parametrize("as_dict", [True, False])
+def test_a_saved_configuration_loads_as_it_was(tmp_path, as_dict):
+    clip = CLIPConfig(text_config={"hidden_size": 24, "num_attention_heads": 4}, projection_dim=24)
+    config = ClipNDConfig(clip.to_dict() if as_dict else clip, **OURS)
+    config.save_pretrained(tmp_path)
+    for loaded in (ClipNDConfig.from_pretrained(tmp_path), AutoConfig.from_pretrained(tmp_path)):
+        assert type(loaded) is ClipNDConfig
+        assert ours(loaded) == OURS
+        assert loaded.clip_config.projection_dim == 24
+        assert loaded.clip_config.text_config.to_dict() == clip.text_config.to_dict()
+        assert loaded.clip_config.vision_config.to_dict() == clip.vision_config.to_dict()
+
+
+def test_the_written_file_names_what_loads_it_without_the_package(tmp_path):
+    ClipNDConfig().save_pretrained(tmp_path)
+    written = json.loads((tmp_path / "config.json").read_text())
+    assert written["model_type"] == "clipnd"
+    assert written["auto_map"]["AutoConfig"] == "configuration_clipnd.ClipNDConfig"
+    assert (tmp_path / "configuration_clipnd.py").is_file()
+
+
+@pytest.mark.parametrize("wrong", [{"head": "pooled"}, {"contrastive_self": "one"}, {"head": None}])
+def test_an_unknown_choice_is_refused_with_the_choices(wrong):
+    with pytest.raises(ValueError, match=r"choose (one of clip, matching|'exclude' or 'zero')"):
+        ClipNDConfig(**wrong)
+
+
+def test_tiny_is_tiny_and_takes_the_tokenizers_ids():
+    config = ClipNDConfig.tiny(700, 699, head="matching")
+    assert sum(parameter.numel() for parameter in ClipNDModel(config).parameters()) < 1_000_000
+    text = config.clip_config.text_config
+    assert (text.vocab_size, text.eos_token_id, text.bos_token_id, text.pad_token_id) == (700, 699, 698, 699)
+    assert config.matching_dim == 32
+    assert ClipNDConfig.tiny(matching_dim=8).matching_dim == 8

@@ -1,0 +1,423 @@
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import AutoModel, AutoProcessor, BertConfig, CLIPConfig, CLIPModel, CLIPProcessor
+
+from m3el_hf import TASKS, ClipNDConfig, ClipNDModel, ClipNDProcessor
+from m3el_hf.modeling.modeling_clipnd import Encoded
+from tests.conftest import tiny_model
+from tests.modeling.test_matching_clipnd import slow_contrastive
+
+Item = tuple[str | None, str | None, Image.Image | None]
+View = tuple[bool, bool, bool, bool]
+
+ALL: View = (True, True, True, True)
+
+
+def picture(seed: int) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (70, 90, 3), dtype=np.uint8))
+
+
+MENTIONS: list[Item] = [
+    ("Kansas", "Kansas toured with a red star.", picture(0)),
+    ("a state", "of the plains, which is known for a band that toured with a red star on it", picture(1)),
+    ("band", None, picture(2)),
+]
+ENTITIES: list[Item] = [
+    ("Kansas", "a band known for a red star", picture(3)),
+    ("Kansas", "a state of the plains", picture(4)),
+    ("star", None, picture(5)),
+    ("a", "x", picture(6)),
+]
+
+
+def prepare(prepared: Callable[..., dict[str, Any]], items: Sequence[Item]) -> dict[str, Any]:
+    return prepared(*(list(column) for column in zip(*items, strict=True)))
+
+
+def only(item: Item, text: bool, image: bool) -> Item:
+    return (item[0] if text else None, item[1] if text else None, item[2] if image else None)
+
+
+def scored_alone(model: ClipNDModel, processor: ClipNDProcessor, mention: Item, entity: Item, view: View) -> float:
+    """The score of one pair that is given no more than the view shows, in batches of one."""
+    m, e = only(mention, *view[:2]), only(entity, *view[2:])
+    if not any(m) or not any(e):
+        return -math.inf
+    with torch.no_grad():
+        encoded_mention = model.encode_mentions(**prepare(processor.mentions, [m]))
+        encoded_entity = model.encode_entities(**prepare(processor.entities, [e]))
+        return model.score(encoded_mention, encoded_entity).total.item()
+
+
+def encode_all(model: ClipNDModel, processor: ClipNDProcessor) -> tuple[Encoded, Encoded]:
+    mentions = model.encode_mentions(**prepare(processor.mentions, MENTIONS))
+    return mentions, model.encode_entities(**prepare(processor.entities, ENTITIES))
+
+
+def view_of(task: str) -> View:
+    mention, candidate = TASKS[task].mention, TASKS[task].candidate
+    return (mention.has_text, mention.has_image, candidate.has_text, candidate.has_image)
+
+
+# What a row lacks.
+
+PRESENCE = ((True, True), (True, False), (False, True), (False, False))
+
+
+def test_each_pair_of_all_sixteen_presences_scores_as_it_would_alone(model, processor):
+    mentions, entities = [*MENTIONS, MENTIONS[0]], ENTITIES
+    given = [[only(item, *has) for item, has in zip(items, PRESENCE, strict=True)] for items in (mentions, entities)]
+    # Encoders refuse a row with nothing, so the last row of each side is hidden after encoding.
+    given[0][3], given[1][3] = mentions[3], entities[3]
+    shown = torch.tensor([True, True, True, False])
+    with torch.no_grad():
+        encoded = (
+            model.encode_mentions(**prepare(processor.mentions, given[0])).show(shown, shown),
+            model.encode_entities(**prepare(processor.entities, given[1])).show(shown, shown),
+        )
+        scores = model.score(*encoded)
+    assert all(not branch.isnan().any() for branch in (scores.total, *scores.branches.values()))
+    for (b, m), (n, e) in product(enumerate(PRESENCE), enumerate(PRESENCE)):
+        alone = scored_alone(model, processor, mentions[b], entities[n], (*m, *e))
+        assert scores.total[b, n].item() == pytest.approx(alone, rel=1e-5, abs=1e-5)
+        finite = [branch[b, n].item() for branch in scores.branches.values() if branch[b, n].isfinite()]
+        assert scores.total[b, n].item() == pytest.approx(np.mean(finite) if finite else -math.inf, rel=1e-5)
+
+
+def test_sixteen_presences_have_finite_gradients(model, processor):
+    has_text, has_image = (torch.tensor(column) for column in zip(*PRESENCE, strict=True))
+    side = prepare(processor.mentions, [*MENTIONS, MENTIONS[0]]) | {"has_text": has_text, "has_image": has_image}
+    scores = model(mentions=side, entities=side).scores
+    assert scores.isfinite().sum() == 9
+    scores[scores.isfinite()].sum().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters() if parameter.grad is not None)
+
+
+@pytest.mark.parametrize("padding", [1, 11])
+def test_padding_changes_nothing(model, processor, padding):
+    prepared = prepare(processor.mentions, MENTIONS)
+    end = processor.tokenizer.eos_token_id
+    longer = prepared | {
+        "input_ids": torch.nn.functional.pad(prepared["input_ids"], (0, padding), value=end),
+        "attention_mask": torch.nn.functional.pad(prepared["attention_mask"], (0, padding)),
+    }
+    with torch.no_grad():
+        entities = model.encode_entities(**prepare(processor.entities, ENTITIES))
+        scores = [model.score(model.encode_mentions(**one), entities).total for one in (prepared, longer)]
+        turned = [model.score(entities, model.encode_entities(**one)).total for one in (prepared, longer)]
+    torch.testing.assert_close(scores[1], scores[0], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(turned[1], turned[0], rtol=1e-5, atol=1e-5)
+
+
+def test_a_row_with_nothing_is_an_error_that_names_it(model, processor):
+    for prepared, encode in (
+        (processor.mentions, model.encode_mentions),
+        (processor.entities, model.encode_entities),
+    ):
+        with pytest.raises(ValueError, match="row 1 has neither"):
+            encode(**prepared(["Kansas", " ", None], [None, "", "x"], [None, None, None]))
+
+
+@pytest.mark.parametrize(("text", "image"), [(True, False), (False, True)])
+def test_a_tower_that_no_row_needs_does_not_run(model, processor, monkeypatch, text, image):
+    idle = "get_image_features" if text else "get_text_features"
+    monkeypatch.setattr(model.clip, idle, lambda **_: pytest.fail("ran for nothing"))
+    items = [only(item, text, image) for item in MENTIONS]
+    everything = prepare(processor.mentions, MENTIONS)
+    hidden = everything | {"has_text": everything["has_text"] & text, "has_image": everything["has_image"] & image}
+    with torch.no_grad():
+        scores = [
+            model.score(encoded, encoded).total
+            for encoded in (model.encode_mentions(**one) for one in (prepare(processor.mentions, items), hidden))
+        ]
+    torch.testing.assert_close(scores[1], scores[0], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_other_precisions_score_about_the_same(model, processor, dtype):
+    def score() -> Tensor:
+        with torch.no_grad():
+            return model.score(*encode_all(model, processor)).total
+
+    full = score()
+    model.to(dtype)
+    other = score()
+    assert other.dtype == torch.float32
+    torch.testing.assert_close(other, full, rtol=0.05, atol=0.5)
+
+
+def test_scores_are_batches_of_rows(model, processor):
+    with torch.no_grad():
+        mentions, entities = encode_all(model, processor)
+        whole = model.score(mentions, entities).total
+        for rows in (torch.tensor([2, 0]), torch.tensor([False, True, True]), slice(1, 2)):
+            torch.testing.assert_close(model.score(mentions[rows], entities).total, whole[rows], rtol=1e-5, atol=1e-5)
+        parts = [model.score(mentions, entities[one]).total for one in (slice(0, 3), slice(3, 4))]
+    torch.testing.assert_close(torch.cat(parts, 1), whole, rtol=1e-5, atol=1e-5)
+
+
+def test_the_clip_head_is_the_cosine_of_sums_times_the_scale(processor):
+    model = tiny_model(processor, "clip")
+    with torch.no_grad():
+        model.clip.logit_scale.fill_(1.5)
+        mentions, entities = encode_all(model, processor)
+        scores = model.score(mentions, entities).total
+        for b, n in np.ndindex(3, 4):
+            m, e = mentions.text[b] + mentions.image[b], entities.text[n] + entities.image[n]
+            cosine = (m @ e / m.norm() / e.norm()).item()
+            assert scores[b, n].item() == pytest.approx(math.exp(1.5) * cosine, rel=1e-5)
+            assert mentions.text[b].norm().item() == pytest.approx(1, rel=1e-5)
+        model.clip.logit_scale.fill_(9.0)
+        assert model.score(mentions, mentions).total.max().item() == pytest.approx(100, rel=1e-5)
+
+
+# Training.
+
+TASK_ROWS = [(0, "it2it"), (2, "i2t"), (0, "t2i"), (1, "t2t"), (1, "it2t"), (0, "t2i"), (2, "i2i"), (1, "i2it")]
+LABELS = torch.tensor([2, 0, 3])
+
+
+def forward_inputs(processor: ClipNDProcessor, rows: Sequence[tuple[int, str]]) -> dict[str, Any]:
+    mentions, views = zip(*((mention, view_of(task)) for mention, task in rows), strict=True)
+    return {
+        "mentions": prepare(processor.mentions, MENTIONS),
+        "entities": prepare(processor.entities, ENTITIES),
+        "rows": torch.tensor(mentions),
+        "views": torch.tensor(views),
+    }
+
+
+def slow_cross_entropy(scores: list[list[float]], golds: list[int]) -> float:
+    losses = [math.log(sum(math.exp(s - row[gold]) for s in row)) for row, gold in zip(scores, golds, strict=True)]
+    return sum(losses) / len(losses)
+
+
+def test_forward_scores_what_each_row_shows_as_it_would_alone(model, processor):
+    with torch.no_grad():
+        scores = model(**forward_inputs(processor, TASK_ROWS)).scores
+    assert scores.shape == (len(TASK_ROWS), 4)
+    for r, (mention, task) in enumerate(TASK_ROWS):
+        for n, entity in enumerate(ENTITIES):
+            alone = scored_alone(model, processor, MENTIONS[mention], entity, view_of(task))
+            assert scores[r, n].item() == pytest.approx(alone, rel=1e-5, abs=1e-5)
+
+
+def test_forward_leaves_out_what_an_entity_lacks(model, processor):
+    inputs = forward_inputs(processor, [(0, "t2i"), (0, "t2it")])
+    lacking = [*ENTITIES[:3], only(ENTITIES[3], True, False)]
+    scores = model(**inputs | {"entities": prepare(processor.entities, lacking)}).scores
+    assert scores.isfinite().tolist() == [[True, True, True, False], [True, True, True, True]]
+
+
+def test_forward_without_rows_shows_every_mention_once_with_all_it_has(model, processor):
+    with torch.no_grad():
+        out = model(prepare(processor.mentions, MENTIONS), prepare(processor.entities, ENTITIES))
+        assert out.loss is None
+        torch.testing.assert_close(out.scores, model.score(*encode_all(model, processor)).total)
+
+
+def test_the_loss_is_the_cross_entropy_of_the_rows_plus_the_contrastive_term(model, processor):
+    model.config.contrastive_weight = 0.7
+    out = model(**forward_inputs(processor, TASK_ROWS), labels=LABELS)
+    expected = slow_cross_entropy(out.scores.tolist(), [LABELS[mention].item() for mention, _ in TASK_ROWS])
+    if model.config.head == "matching":
+        mentions, entities = encode_all(model, processor)
+        for kind in ("text", "image_cls"):
+            m, e = (getattr(side, kind).detach().double() for side in (mentions, entities[LABELS]))
+            expected += 0.7 * (slow_contrastive(e, m, "exclude") + slow_contrastive(m, e, "exclude")) / 4
+    assert out.loss.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_contrastive_term_can_be_left_out(processor):
+    model = tiny_model(processor, "matching")
+    model.config.contrastive_weight = 0.0
+    out = model(**forward_inputs(processor, TASK_ROWS), labels=LABELS)
+    golds = [LABELS[mention].item() for mention, _ in TASK_ROWS]
+    assert out.loss.item() == pytest.approx(slow_cross_entropy(out.scores.tolist(), golds), rel=1e-5)
+
+
+def test_mentions_of_one_entity_are_not_each_others_negatives(processor):
+    """The released code pushes them apart; here two mentions of one entity have no negative between them."""
+    model = tiny_model(processor, "matching")
+    twice = prepare(processor.mentions, [MENTIONS[0], MENTIONS[1]])
+    entities = prepare(processor.entities, ENTITIES)
+    out = model(mentions=twice, entities=entities, labels=torch.tensor([2, 2]))
+    ranking = slow_cross_entropy(out.scores.tolist(), [2, 2])
+    assert out.loss.item() == pytest.approx(ranking, rel=1e-5)
+
+
+def random_inputs_where_hidden(inputs: dict[str, Any], hidden: str) -> dict[str, Any]:
+    """The same batch with other pictures, or with other words of the same length."""
+    sides = {}
+    for side in ("mentions", "entities"):
+        sides[side] = dict(inputs[side])
+        if hidden == "image":
+            sides[side]["pixel_values"] = torch.randn_like(inputs[side]["pixel_values"])
+        else:
+            ids = inputs[side]["input_ids"].clone()
+            ids[:, 1] = 7
+            sides[side]["input_ids"] = ids
+    return inputs | sides
+
+
+@pytest.mark.parametrize(("task", "hidden", "tower"), [("t2t", "image", "vision_model"), ("i2i", "text", "text_model")])
+def test_what_a_task_hides_has_no_influence_and_gets_no_gradient(model, processor, task, hidden, tower):
+    model.config.contrastive_weight = 0.0
+    inputs = forward_inputs(processor, [(b, task) for b in range(3)]) | {"labels": LABELS}
+    out = model(**inputs)
+    other = model(**random_inputs_where_hidden(inputs, hidden))
+    assert torch.equal(other.scores, out.scores)
+    assert torch.equal(other.loss, out.loss)
+    out.loss.backward()
+    gradients = {name: one.grad for name, one in model.named_parameters() if one.grad is not None}
+    blind = [name for name in gradients if f".{tower}." in name]
+    assert not any(gradients[name].any() for name in blind)
+    assert any(gradients[name].any() for name in gradients if name not in blind)
+
+
+# Saving and loading.
+
+REMOTE = """
+import json, sys
+sys.modules["m3el_hf"] = None
+import torch
+from transformers import AutoModel, AutoProcessor
+torch.set_num_threads(1)
+picture, *folders = sys.argv[1:]
+for folder in folders:
+    processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+    model = AutoModel.from_pretrained(folder, trust_remote_code=True).eval()
+    assert type(model).__module__.startswith("transformers_modules."), type(model)
+    inputs = [["Kansas", None], ["a band", None], [None, picture]]
+    with torch.inference_mode():
+        encoded = model.encode_mentions(**processor.mentions(*inputs)), model.encode_entities(**processor.entities(*inputs))
+        print(json.dumps([processor.max_text_length, model.score(*encoded).total.tolist()]))
+"""
+
+
+def save_both(processor: ClipNDProcessor, folder: Path) -> dict[str, ClipNDModel]:
+    models = {head: tiny_model(processor, head) for head in ("clip", "matching")}
+    for head, model in models.items():
+        model.save_pretrained(folder / head)
+        processor.save_pretrained(folder / head)
+    return models
+
+
+def scores_of(model: ClipNDModel, processor: ClipNDProcessor, path: Path) -> list[list[float]]:
+    inputs = [["Kansas", None], ["a band", None], [None, str(path)]]
+    with torch.no_grad():
+        mentions = model.encode_mentions(**processor.mentions(*inputs))
+        return model.score(mentions, model.encode_entities(**processor.entities(*inputs))).total.tolist()
+
+
+@pytest.fixture(scope="module")
+def picture_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("pictures") / "one.png"
+    picture(9).save(path)
+    return path
+
+
+def test_a_saved_model_scores_the_same_when_it_is_loaded(processor, picture_file, tmp_path):
+    for head, model in save_both(processor, tmp_path).items():
+        folder = tmp_path / head
+        loaded, loaded_processor = AutoModel.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
+        assert type(loaded) is ClipNDModel and type(loaded_processor) is ClipNDProcessor
+        assert not loaded.training
+        assert (loaded.config.head, loaded.config.matching_dim) == (head, model.config.matching_dim)
+        expected = scores_of(model, processor, picture_file)
+        np.testing.assert_allclose(scores_of(loaded, loaded_processor, picture_file), expected, rtol=1e-5)
+
+
+def test_a_saved_model_scores_the_same_where_the_package_is_absent(processor, picture_file, tmp_path):
+    models = save_both(processor, tmp_path)
+    command = [sys.executable, "-c", REMOTE, str(picture_file), *(str(tmp_path / head) for head in models)]
+    environment = os.environ | {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for model, line in zip(models.values(), done.stdout.splitlines(), strict=True):
+        max_text_length, scores = json.loads(line)
+        assert max_text_length == processor.max_text_length
+        np.testing.assert_allclose(scores, scores_of(model, processor, picture_file), rtol=1e-5)
+
+
+# Starting from a pretrained CLIP.
+
+
+def save_clip(processor: ClipNDProcessor, folder: Path, eos_token_id: int | None = None) -> CLIPModel:
+    """A random CLIP with its processor, as a Hub repository holds it; 2 is the wrong end-of-text id of old ones."""
+    tokenizer = processor.tokenizer
+    config: CLIPConfig = ClipNDConfig.tiny(len(tokenizer), tokenizer.eos_token_id, width=32).clip_config
+    config.text_config.eos_token_id = eos_token_id or tokenizer.eos_token_id
+    torch.manual_seed(3)
+    clip = CLIPModel(config).eval()
+    clip.save_pretrained(folder)
+    CLIPProcessor(processor.image_processor, tokenizer).save_pretrained(folder)
+    return clip
+
+
+def text_features(clip: CLIPModel, processor: ClipNDProcessor) -> Tensor:
+    prepared = processor.mentions(["Kansas", "a state of the plains", "x"])
+    with torch.no_grad():
+        return clip.get_text_features(prepared["input_ids"], prepared["attention_mask"]).pooler_output
+
+
+@pytest.mark.parametrize("head", ["clip", "matching"])
+def test_from_clip_has_the_checkpoints_weights(processor, tmp_path, head):
+    clip = save_clip(processor, tmp_path)
+    model = ClipNDModel.from_clip(str(tmp_path), head=head, matching_dim=8)
+    found = model.clip.state_dict()
+    for name, weight in clip.state_dict().items():
+        assert torch.equal(found[name], weight), name
+    assert (model.config.head, model.config.matching_dim) == (head, 8)
+    assert model.config.clip_config.to_dict() == model.clip.config.to_dict()
+
+
+def test_from_clip_scores_with_the_processor_of_the_same_folder(processor, picture_file, tmp_path):
+    save_clip(processor, tmp_path / "clip")
+    model = ClipNDModel.from_clip(str(tmp_path / "clip")).eval()
+    same = ClipNDProcessor.from_pretrained(tmp_path / "clip")
+    assert same.max_text_length == ClipNDProcessor(processor.image_processor, processor.tokenizer).max_text_length
+    expected = scores_of(model, processor, picture_file)
+    np.testing.assert_allclose(scores_of(model, same, picture_file), expected, rtol=1e-5)
+    model.save_pretrained(tmp_path / "saved")
+    loaded = ClipNDModel.from_pretrained(tmp_path / "saved")
+    np.testing.assert_allclose(scores_of(loaded, same, picture_file), expected, rtol=1e-5)
+
+
+def test_from_clip_pools_an_old_checkpoint_where_it_always_did(processor, tmp_path):
+    clip = save_clip(processor, tmp_path / "clip", eos_token_id=2)
+    expected = text_features(clip, processor)
+    assert len(expected.unique(dim=0)) == 3
+    model = ClipNDModel.from_clip(str(tmp_path / "clip"))
+    assert model.config.clip_config.text_config.eos_token_id == processor.tokenizer.eos_token_id
+    torch.testing.assert_close(text_features(model.clip, processor), expected)
+    model.save_pretrained(tmp_path / "saved")
+    torch.testing.assert_close(
+        text_features(ClipNDModel.from_pretrained(tmp_path / "saved").clip, processor), expected
+    )
+
+
+def test_from_clip_refuses_another_kind_of_checkpoint(tmp_path):
+    BertConfig().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="'bert' checkpoint: from_clip takes a CLIP"):
+        ClipNDModel.from_clip(str(tmp_path))
+
+
+def test_from_clip_says_when_there_is_no_checkpoint(tmp_path):
+    with pytest.raises(OSError, match="absent"):
+        ClipNDModel.from_clip(str(tmp_path / "absent"))

@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from m3el_hf.cli import main
+from tests.conftest import instance, tiny_model, write_release
+
+
+@pytest.fixture
+def saved(processor, tmp_path):
+    folder = tmp_path / "model"
+    tiny_model(processor).save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+def test_help_needs_no_heavy_import():
+    code = "import sys, m3el_hf.cli as cli\ntry: cli.main(['--help'])\nexcept SystemExit: pass\n"
+    code += "assert not {'torch', 'datasets'} & set(sys.modules), 'heavy import'"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "quickstart" in done.stdout
+
+
+def test_build_reports_what_it_left_out(tmp_path, capsys):
+    instances = [instance(n) for n in range(4)]
+    instances[1]["Qid"] = "Q999"
+    del instances[2]["Qid"]
+    release = write_release(tmp_path / "raw", instances)
+    (release / "person_candidates_images" / "Name 0-Q00" / "Q01.png").write_bytes(b"<html>not found</html>")
+    assert main(["data", "build", "--input", str(release), "--output", str(tmp_path / "out")]) == 0
+    printed = capsys.readouterr().out
+    assert "4 instances read, 2 written" in printed
+    assert "person.json row 1: its gold Q999 is not among its candidates" in printed
+    assert "person.json row 2: has no gold" in printed
+    assert "Q01.png is not a picture" in printed
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        (["data", "build", "--input", "nowhere", "--output", "{tmp}/out"], "no such folder: nowhere"),
+        (["data", "build", "--output", "{tmp}/out"], "pass the folder"),
+        (
+            ["data", "build", "--reader", "csv", "--output", "{tmp}/out"],
+            "unknown reader 'csv': choose one of m3el, mini",
+        ),
+        (["data", "build", "--input", "{tmp}", "--output", "{tmp}/out"], "holds no M3EL file"),
+        (["data", "build", "--reader", "mini", "--input", "{tmp}", "--output", "{tmp}/out"], "mini is generated"),
+        (["data", "build", "--reader", "mini", "--instances", "0", "--output", "{tmp}/out"], "instances"),
+        (["data", "build", "--input", "{tmp}", "--instances", "5", "--output", "{tmp}/out"], "--instances is for"),
+        (["data", "build", "--reader", "mini", "--output", "{tmp}"], "exists already"),
+        (["quickstart", "--data-dir", "nowhere", "--output", "{tmp}/q"], "no such folder"),
+        (["quickstart", "--minutes", "0.01", "--data-dir", "{store}", "--output", "{tmp}/q"], "allow at least"),
+        (["quickstart", "--base", "{tmp}", "--data-dir", "{store}", "--output", "{tmp}/q"], "cannot start from"),
+        (["train", "--data", "{store}", "--learning-rate", "-1"], "learning_rate is -1.0"),
+        (["train", "--data", "{tmp}/nothing"], "nothing"),
+        (["evaluate", "{model}", "--data", "{store}", "--split", "dev"], "no split 'dev'"),
+        (["evaluate", "{tmp}/nothing", "--data", "{store}"], "nothing"),
+        (["link", "--model", "{model}", "--knowledge-base", "{store}"], "nothing to link"),
+        (["link", "--model", "{model}", "--knowledge-base", "{store}", "--image", "{store}/README.md"], "README.md"),
+        (["push", "{tmp}", "user/x"], "no config.json"),
+    ],
+)
+def test_a_mistake_gets_one_line_and_status_2(command, says, tmp_path, store, saved, capsys):
+    places = {"tmp": tmp_path, "store": store, "model": saved}
+    assert main([word.format(**places) for word in command]) == 2
+    *_, line = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("m3el-hf: ")
+    assert says in line
+
+
+def test_train_evaluate_and_link_follow_each_other(store, tmp_path, capsys):
+    flags = ["--num-train-epochs", "1", "--evaluations", "1", "--learning-rate", "1e-3", "--output-dir", str(tmp_path)]
+    assert main(["train", "--data", str(store), *flags]) == 0
+    model = str(tmp_path / "model")
+    assert main(["evaluate", model, "--data", str(store), "--output", str(tmp_path / "report")]) == 0
+    results = json.loads((tmp_path / "report" / "results.json").read_text())
+    assert set(results["cells"]) == {"chance", "string match", "image hash", "model", "mention-blind control"}
+    assert (
+        main(["link", "--model", model, "--knowledge-base", str(store), "--context", "a red star", "--top-k", "3"]) == 0
+    )
+    links = capsys.readouterr().out.splitlines()[-3:]
+    scores = [float(line.split()[0]) for line in links]
+    assert scores == sorted(scores, reverse=True)
+
+
+def test_an_interrupt_is_no_traceback(monkeypatch, capsys, tmp_path):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("m3el_hf.data.store.build", interrupt)
+    assert main(["data", "build", "--output", str(tmp_path / "out")]) == 130
+    assert capsys.readouterr().err == "m3el-hf: interrupted\n"

@@ -1,0 +1,28 @@
+from __future__ import annotations
+
+import runpy
+from pathlib import Path
+
+from tests.conftest import tiny_model
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def main_of(name: str):
+    return runpy.run_path(str(EXAMPLES / name))["main"]
+
+
+def test_train_and_evaluate(capsys):
+    main_of("train_and_evaluate.py")(minutes=0.02)
+    assert "it2it" in capsys.readouterr().out
+
+
+def test_link_a_mention(store, processor, tmp_path, capsys):
+    tiny_model(processor).save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    main_of("link_a_mention.py")(str(tmp_path), str(store), "a crimson star on stripes")
+    assert len(capsys.readouterr().out.splitlines()) == 5
+
+
+def test_examples_stay_short():
+    assert all(len(path.read_text().splitlines()) <= 80 for path in EXAMPLES.glob("*.py"))
