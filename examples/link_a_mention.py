@@ -1,6 +1,6 @@
 """Links a mention to the entities of a built dataset, with a model that `m3el-hf quickstart` saved.
 
-    python examples/link_a_mention.py runs/quickstart/model runs/quickstart/data "a crimson star on stripes"
+python examples/link_a_mention.py runs/quickstart/model runs/quickstart/data "a crimson star on stripes"
 """
 
 from __future__ import annotations

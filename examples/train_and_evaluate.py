@@ -1,6 +1,6 @@
 """Trains a tiny linker on generated data for a minute and prints its accuracy on the nine tasks.
 
-    python examples/train_and_evaluate.py [MINUTES]
+python examples/train_and_evaluate.py [MINUTES]
 """
 
 from __future__ import annotations

@@ -57,8 +57,8 @@ def register() -> None:
 class _Watcher(MetaPathFinder):
     """Watches imports of transformers and of our model, and registers what is due whenever the last of them is done.
 
-    transformers' modules import one another in circles, and ours import them: only when none is half done can the classes
-    be had.
+    transformers' modules import one another in circles, and ours import them: only when none is half done can the
+    classes be had.
     """
 
     def __init__(self) -> None:

@@ -133,16 +133,23 @@ class ModelSystem:
 
     @torch.inference_mode()
     def scores(self, rows: Sequence[Row], tasks: Sequence[Task]) -> dict[str, list[Scores | None]]:
-        """Scores each row's candidates for each task."""
+        """Scores each row's candidates, as that row describes them, for each task."""
+        result: dict[str, list[Scores | None]] = {task.name: [None] * len(rows) for task in tasks}
+        fitting = {place: row for place, row in enumerate(rows) if any(task.fits(row) for task in tasks)}
+        if not fitting:
+            return result
         training, device = self.model.training, next(self.model.parameters()).device
         self.model.eval()
-        batch = self.collator(rows)
+        batch = self.collator([_with_own_candidates(row) for row in fitting.values()])
         entities = self.model.encode_entities(**to_device(batch.entities, device))
         if self.average is None:
             mentions = self.model.encode_mentions(**to_device(batch.mentions, device))
         else:
-            mentions = self.average[torch.zeros(len(rows), dtype=torch.long, device=device)]
-        result = {task.name: self._score_task(rows, task, batch, mentions, entities) for task in tasks}
+            mentions = self.average[torch.zeros(len(fitting), dtype=torch.long, device=device)]
+        for task in tasks:
+            scores = self._score_task(list(fitting.values()), task, batch, mentions, entities)
+            for place, one in zip(fitting, scores, strict=True):
+                result[task.name][place] = one
         self.model.train(training)
         return result
 
@@ -169,6 +176,7 @@ def average_mention(model: ClipNDModel, processor: ClipNDProcessor | LinkingColl
     collator = processor if isinstance(processor, LinkingCollator) else LinkingCollator(processor)
     sums: dict[str, Tensor] = {}
     counts: dict[str, float] = {}
+    training = model.training
     model.eval()
     for batch in _batches(undecoded(rows)):
         one = model.encode_mentions(**to_device(collator(batch).mentions, device))
@@ -181,6 +189,7 @@ def average_mention(model: ClipNDModel, processor: ClipNDProcessor | LinkingColl
             chosen = getattr(one, field)[weight]
             sums[field] = sums.get(field, torch.zeros(())) + chosen.sum(0)
             counts[field] = counts.get(field, 0) + len(chosen)
+    model.train(training)
     mean = {field: (value / max(1, counts[field])).unsqueeze(0) for field, value in sums.items()}
     present = {kind: torch.tensor([counts[kind] > 0], device=device) for kind in ("text", "image")}
     average = Encoded(
@@ -195,6 +204,13 @@ def average_mention(model: ClipNDModel, processor: ClipNDProcessor | LinkingColl
 def to_device(inputs: Mapping[str, Tensor | None], device: torch.device) -> dict[str, Any]:
     """Moves the arguments of an encoder to a device."""
     return {name: value.to(device) if value is not None else None for name, value in inputs.items()}
+
+
+def _with_own_candidates(row: Row) -> Row:
+    """Makes every description an entity of its own: of each Qid, the collator keeps a batch's first description."""
+    columns = (row[f"candidate_{name}"] for name in ("qids", "names", "descriptions", "images"))
+    keys = [(qid, name, text, image and image["bytes"]) for qid, name, text, image in zip(*columns, strict=True)]
+    return {**row, "candidate_qids": keys, "answer_qid": keys[row["answer"]]}
 
 
 def _batches(rows: Dataset) -> Iterator[list[Row]]:

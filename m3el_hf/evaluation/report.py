@@ -88,7 +88,8 @@ class RunReport:
         caption = ["accuracy in %; ties count as chance"]
         table = RichTable(title=self.title, box=box.SIMPLE_HEAD)
         for column, name in enumerate(["task", *self.systems, "n"]):
-            table.add_column(name, justify="right" if column else "left")
+            longest = max(len(word) for word in name.split())
+            table.add_column(name, justify="right" if column else "left", min_width=longest)
         *tasks, mean = self.rows()
         for task, *cells in tasks:
             if self.table.evaluable[task]:

@@ -129,37 +129,76 @@ def train(
     )
     optimizer = torch.optim.AdamW(_parameter_groups(trained, arguments.weight_decay), lr=arguments.learning_rate)
     prepared, optimizer, loader = accelerator.prepare(trained, optimizer, loader)
-    result, best = TrainingResult(), {}
     clock = _Clock(arguments, len(loader))
-    losses: list[float] = []
+    keeper = _BestKeeper(trained, collator, validation_rows, arguments.output_dir / "best", accelerator, clock)
     for step, inputs in _steps(loader, training_collator, arguments, clock, progress and accelerator.is_main_process):
         for group in optimizer.param_groups:
             group["lr"] = clock.learning_rate(step)
         loss = prepared(**inputs).loss
         if not torch.isfinite(loss):
-            raise M3ELError(f"the loss is {loss.item()} at step {step}: lower --learning-rate; {_kept(arguments)}")
+            raise M3ELError(f"the loss is {loss.item()} at step {step}: lower --learning-rate; {keeper.whereabouts}")
         accelerator.backward(loss)
         accelerator.clip_grad_norm_(prepared.parameters(), arguments.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad()
-        losses.append(loss.item())
-        result.steps = step + 1
+        keeper.count(loss.item())
         if clock.evaluation_is_due(step):
-            mrr = evaluate([ModelSystem("model", trained, collator)], validation_rows).mean("model", "mrr") or 0.0
-            seconds = round(clock.seconds, 1)
-            result.history.append(
-                {"step": step + 1, "seconds": seconds, "loss": sum(losses) / len(losses), "validation_mrr": mrr}
-            )
-            losses.clear()
-            if mrr > result.best_mrr:
-                result.best_mrr, result.best_step = mrr, step + 1
-                best = _trainable_weights(trained)
-                if accelerator.is_main_process:
-                    _save(trained, collator.processor, arguments.output_dir / "best")
-    trained.load_state_dict(best, strict=False)
-    if arguments.lora:
-        model = trained.merge_and_unload()
-    return model, result
+            keeper.validate()
+    result = keeper.finish()
+    return (trained.merge_and_unload() if arguments.lora else model), result
+
+
+class _BestKeeper:
+    """Validates now and then, and keeps the weights that did best, in memory and on disk."""
+
+    def __init__(
+        self,
+        model: Any,
+        collator: LinkingCollator,
+        rows: Dataset,
+        folder: Path,
+        accelerator: Accelerator,
+        clock: _Clock,
+    ) -> None:
+        self._model, self._collator, self._rows, self._folder = model, collator, rows, folder
+        self._accelerator, self._clock = accelerator, clock
+        self._result = TrainingResult()
+        self._losses: list[float] = []
+        self._best: dict[str, Tensor] = {}
+
+    @property
+    def whereabouts(self) -> str:
+        """Where the best checkpoint lies, in words."""
+        return f"the best checkpoint so far is in {self._folder}" if self._best else "no checkpoint was written yet"
+
+    def count(self, loss: float) -> None:
+        """Notes one optimiser step."""
+        self._result.steps += 1
+        self._losses.append(loss)
+
+    def validate(self) -> None:
+        """Measures the model as it is, and keeps its weights if it is the best so far."""
+        mrr = evaluate([ModelSystem("model", self._model, self._collator)], self._rows).mean("model", "mrr")
+        if mrr is None:
+            raise M3ELError("no validation row fits any task: its mentions and candidates need names or pictures")
+        result, step = self._result, self._result.steps
+        loss = sum(self._losses) / len(self._losses)
+        seconds = round(self._clock.seconds, 1)
+        result.history.append({"step": step, "seconds": seconds, "loss": loss, "validation_mrr": mrr})
+        self._losses.clear()
+        if mrr > result.best_mrr:
+            result.best_mrr, result.best_step = mrr, step
+            trainable = ((name, one) for name, one in self._model.named_parameters() if one.requires_grad)
+            self._best = {name: one.detach().clone() for name, one in trainable}
+            if self._accelerator.is_main_process:
+                _save(self._model, self._collator.processor, self._folder)
+
+    def finish(self) -> TrainingResult:
+        """Validates the last steps too, gives the model its best weights back, and returns what the run did."""
+        if self._losses:
+            self.validate()
+        self._model.load_state_dict(self._best, strict=False)
+        return self._result
 
 
 class _Clock:
@@ -186,7 +225,7 @@ class _Clock:
         return self._arguments.learning_rate * warmup * 0.5 * (1 + math.cos(math.pi * self.progress(step)))
 
     def evaluation_is_due(self, step: int) -> bool:
-        """True once for each of the evenly spread evaluations, and after the last step."""
+        """True once for each of the evenly spread evaluations."""
         due = self.progress(step + 1) * self._arguments.evaluations
         if due < self._evaluations + 1:
             return False
@@ -223,10 +262,6 @@ def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, A
     ]
 
 
-def _trainable_weights(model: nn.Module) -> dict[str, Tensor]:
-    return {name: one.detach().clone() for name, one in model.named_parameters() if one.requires_grad}
-
-
 def _save(model: Any, processor: ClipNDProcessor, folder: Path) -> None:
     """Writes a checkpoint beside ``folder`` and swaps it in, so that a kill leaves the old or the new one whole."""
     partial, old = folder.with_name(folder.name + ".partial"), folder.with_name(folder.name + ".old")
@@ -238,11 +273,6 @@ def _save(model: Any, processor: ClipNDProcessor, folder: Path) -> None:
         os.rename(folder, old)
     os.rename(partial, folder)
     shutil.rmtree(old, ignore_errors=True)
-
-
-def _kept(arguments: TrainingArguments) -> str:
-    best = arguments.output_dir / "best"
-    return f"the best checkpoint so far is in {best}" if best.exists() else "no checkpoint was written yet"
 
 
 def _seed_of(rows: Sequence[Row], seed: int, epoch: int) -> int:

@@ -148,6 +148,18 @@ def test_a_tower_that_no_row_needs_does_not_run(model, processor, monkeypatch, t
     torch.testing.assert_close(scores[1], scores[0], rtol=1e-5, atol=1e-5)
 
 
+def test_all_of_a_text_counts(model, processor):
+    """Namesakes differ in nothing but their descriptions, and those in nothing but a word."""
+    entities = processor.entities(["Kansas"] * 3, ["a band of 7", "a state of 7", "a band of 7. x"])
+    with torch.no_grad():
+        encoded = model.encode_entities(**entities)
+        mention = model.encode_mentions(**processor.mentions(["Kansas"], ["a band"]))
+        scores = model.score(mention, encoded).total[0]
+    for one, other in ((0, 1), (0, 2), (1, 2)):
+        assert (encoded.text[one] - encoded.text[other]).abs().max() > 1e-3
+        assert (scores[one] - scores[other]).abs() > 1e-3
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_other_precisions_score_about_the_same(model, processor, dtype):
     def score() -> Tensor:
@@ -305,8 +317,9 @@ for folder in folders:
     assert type(model).__module__.startswith("transformers_modules."), type(model)
     inputs = [["Kansas", None], ["a band", None], [None, picture]]
     with torch.inference_mode():
-        encoded = model.encode_mentions(**processor.mentions(*inputs)), model.encode_entities(**processor.entities(*inputs))
-        print(json.dumps([processor.max_text_length, model.score(*encoded).total.tolist()]))
+        mentions = model.encode_mentions(**processor.mentions(*inputs))
+        scores = model.score(mentions, model.encode_entities(**processor.entities(*inputs))).total
+    print(json.dumps([processor.max_text_length, scores.tolist()]))
 """
 
 
@@ -407,9 +420,7 @@ def test_from_clip_pools_an_old_checkpoint_where_it_always_did(processor, tmp_pa
     assert model.config.clip_config.text_config.eos_token_id == processor.tokenizer.eos_token_id
     torch.testing.assert_close(text_features(model.clip, processor), expected)
     model.save_pretrained(tmp_path / "saved")
-    torch.testing.assert_close(
-        text_features(ClipNDModel.from_pretrained(tmp_path / "saved").clip, processor), expected
-    )
+    torch.testing.assert_close(text_features(ClipNDModel.from_pretrained(tmp_path / "saved").clip, processor), expected)
 
 
 def test_from_clip_refuses_another_kind_of_checkpoint(tmp_path):

@@ -1,0 +1,186 @@
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from datasets import Dataset, DatasetDict, load_dataset
+from PIL import Image
+
+import m3el_hf
+from m3el_hf.data import builder as builder_module
+from m3el_hf.data.builder import M3EL, load_m3el
+from m3el_hf.data.configs import get_config
+from m3el_hf.data.store import build
+from m3el_hf.errors import M3ELError
+from tests.conftest import instance, write_release
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("source") / "release"
+    write_release(folder, [instance(number) for number in range(20)])
+    for number, split in enumerate(("train", "test")):
+        rows = [instance(100 * number + 100 + row, topic="books", images=False) for row in range(3)]
+        write_release(folder, rows, f"books_{split}.json")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def built(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("built") / "m3el"
+    build("m3el", source, output, progress=False)
+    return output
+
+
+@pytest.fixture
+def release(tmp_path: Path) -> Path:
+    """A release to change."""
+    return write_release(tmp_path / "release", [instance(number) for number in range(12)])
+
+
+def undecoded(rows: Dataset) -> list[dict[str, Any]]:
+    return rows.with_format("arrow")[:].to_pylist()
+
+
+def rows_of(release: Path, cache: Path, config: str = "all", **options: Any) -> dict[str, list[dict[str, Any]]]:
+    data = load_m3el(config, data_dir=release, cache_dir=cache, **options)
+    return {split: sorted(undecoded(rows), key=lambda row: row["id"]) for split, rows in data.items()}
+
+
+@pytest.mark.parametrize("config", ["all", "person", "books", "i2t", "t2t", "it2it", "entities"])
+def test_rows_are_those_of_the_published_folder(source, built, tmp_path, config):
+    raw = load_m3el(config, data_dir=source, cache_dir=tmp_path)
+    published = load_dataset(str(built), config)
+    assert isinstance(raw, DatasetDict)
+    assert raw.keys() == published.keys()
+    key = "qid" if config == "entities" else "id"
+    for split, rows in raw.items():
+        assert rows.features == published[split].features == get_config(config).features
+        found, expected = ({row[key]: row for row in undecoded(one)} for one in (rows, published[split]))
+        assert found == expected
+        assert len(found) == len(rows) == len(published[split])
+
+
+def test_everything_is_the_default_and_the_package_offers_it(release, tmp_path):
+    assert m3el_hf.load_m3el is load_m3el
+    data = load_m3el(data_dir=str(release), cache_dir=str(tmp_path / "cache"))
+    assert sum(map(len, data.values())) == 12
+    assert isinstance(data["train"][0]["mention_image"], Image.Image)
+
+
+def test_one_split_is_one_dataset(source, tmp_path):
+    rows = load_m3el("books", data_dir=source, split="test", cache_dir=tmp_path)
+    assert isinstance(rows, Dataset)
+    assert rows["id"][:] == ["books_test-Q2000-0", "books_test-Q2010-1", "books_test-Q2020-2"]
+
+
+def test_a_second_call_reads_nothing(release, tmp_path, monkeypatch):
+    first = rows_of(release, tmp_path)
+    monkeypatch.setattr(builder_module, "collect", lambda *args: pytest.fail("read again"))
+    assert rows_of(release, tmp_path) == first
+
+
+def test_the_seed_counts(release, tmp_path):
+    assert rows_of(release, tmp_path, seed=0) != rows_of(release, tmp_path, seed=1)
+    assert rows_of(release, tmp_path, seed=0) == rows_of(release, tmp_path / "other", seed=0)
+
+
+def test_a_changed_text_changes_the_rows(release, tmp_path):
+    before = rows_of(release, tmp_path)
+    path = release / "person.json"
+    state = path.stat()
+    path.write_text(path.read_text().replace("Name 3 went home", "Name 3 went away"))
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))  # as an unpacked archive has it
+    assert path.stat().st_size == state.st_size
+    contexts = [
+        {row["context"] for rows in one.values() for row in rows} for one in (before, rows_of(release, tmp_path))
+    ]
+    assert contexts[1] - contexts[0] == {"Name 3 went away."}
+    assert contexts[0] - contexts[1] == {"Name 3 went home."}
+
+
+def test_a_changed_picture_changes_the_rows(release, tmp_path):
+    before = rows_of(release, tmp_path)
+    path = release / "person_candidates_images" / "Name 3-Q30" / "mention3.png"
+    Image.new("RGB", (40, 30), (1, 2, 3)).save(path)
+    after = rows_of(release, tmp_path)
+    changed = [
+        new["id"]
+        for split in before
+        for old, new in zip(before[split], after[split], strict=True)
+        if old["mention_image"] != new["mention_image"]
+    ]
+    assert changed == ["person-Q30-3"]
+
+
+def test_an_added_picture_and_an_added_file_change_the_rows(release, tmp_path):
+    path = release / "person_candidates_images" / "Name 3-Q30" / "mention3.png"
+    data = path.read_bytes()
+    path.unlink()
+    missing = rows_of(release, tmp_path, "i2t")
+    path.write_bytes(data)
+    found = rows_of(release, tmp_path, "i2t")
+    assert [sum(row["mention_image"] is None for rows in one.values() for row in rows) for one in (missing, found)] == [
+        1,
+        0,
+    ]
+    write_release(release, [instance(50, topic="books")], "books_test.json")
+    assert sum(map(len, rows_of(release, tmp_path, "i2t").values())) == 13
+
+
+def mistake(**arguments: Any) -> str:
+    with pytest.raises(M3ELError) as caught:
+        load_m3el(**arguments)
+    assert len(str(caught.value).splitlines()) == 1
+    return str(caught.value)
+
+
+def test_an_unknown_config_is_a_mistake(release, tmp_path):
+    message = mistake(config="music", data_dir=release, cache_dir=tmp_path)
+    assert message.startswith("unknown config 'music': choose one of all, movies")
+
+
+def test_a_missing_folder_is_a_mistake(tmp_path):
+    message = mistake(config="person", data_dir=tmp_path / "absent", cache_dir=tmp_path)
+    assert message.startswith(f"no such folder: {tmp_path / 'absent'}; pass the folder")
+
+
+def test_a_folder_without_topics_is_a_mistake(tmp_path):
+    (tmp_path / "music.json").write_text("[]")
+    assert "holds no M3EL file" in mistake(data_dir=tmp_path, cache_dir=tmp_path / "cache")
+
+
+def test_an_absent_topic_is_a_mistake_that_names_the_present(release, tmp_path):
+    message = mistake(config="sports", data_dir=release, cache_dir=tmp_path)
+    assert message == f"{release} has no sports rows: it has person"
+
+
+@pytest.mark.parametrize("split", ["validation", "dev"])
+def test_an_absent_split_is_a_mistake_that_names_the_present(source, tmp_path, split):
+    message = mistake(config="books", data_dir=source, split=split, cache_dir=tmp_path)
+    assert message == f"no split {split!r} in {source}: it has train, test"
+
+
+def test_an_unusable_release_is_a_mistake(tmp_path):
+    (tmp_path / "person.json").write_text(json.dumps([instance(0, Qid="")]))
+    assert "none of them usable" in mistake(data_dir=tmp_path, cache_dir=tmp_path / "cache")
+
+
+def test_a_mistake_is_not_remembered(tmp_path):
+    (tmp_path / "person.json").write_text("nonsense")
+    assert "is neither JSON" in mistake(data_dir=tmp_path, cache_dir=tmp_path / "cache")
+    write_release(tmp_path, [instance(0)])
+    assert len(load_m3el(data_dir=tmp_path, split="train", cache_dir=tmp_path / "cache")) == 1
+
+
+def test_the_builder_itself_asks_for_the_folder(tmp_path):
+    with pytest.raises(M3ELError, match="data_dir is not set"):
+        M3EL(config_name="person", cache_dir=str(tmp_path)).download_and_prepare()
+
+
+def test_the_builder_streams(release, tmp_path):
+    rows = M3EL(config_name="t2t", data_dir=str(release), cache_dir=str(tmp_path)).as_streaming_dataset(split="train")
+    assert {row["topic"] for row in rows} == {"person"}

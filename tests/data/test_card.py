@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from datasets import load_dataset
+from huggingface_hub import DatasetCard
+
+from m3el_hf import __version__
+from m3el_hf.data.card import render_dataset_card
+from m3el_hf.data.configs import CONFIGS
+from m3el_hf.data.rows import collect
+from m3el_hf.data.store import build
+from m3el_hf.tasks import TASKS
+from tests.conftest import instance, write_release
+
+
+@pytest.fixture
+def released(tmp_path: Path) -> Path:
+    folder = tmp_path / "release"
+    for split, size in (("train", 5), ("test", 3)):
+        rows = [instance(number, topic="books", images=False) for number in range(size)]
+        write_release(folder, rows, f"books_{split}.json")
+    return folder
+
+
+def card_of(folder: Path | None, reader: str = "m3el", **options: Any) -> DatasetCard:
+    return DatasetCard(render_dataset_card(collect(reader, folder, **options), reader))
+
+
+def configs_of(card: DatasetCard) -> dict[str, dict[str, Any]]:
+    return {entry["config_name"]: entry for entry in card.data.to_dict()["configs"]}
+
+
+def test_there_is_a_config_for_each_view_that_has_rows(released):
+    absent = {"movies", "common", "person", "sports"}
+    assert list(configs_of(card_of(released))) == [name for name in CONFIGS if name not in absent]
+
+
+def test_everything_is_the_default(released):
+    assert [name for name, entry in configs_of(card_of(released)).items() if entry.get("default")] == ["all"]
+
+
+def test_configs_name_only_splits_that_have_rows(released):
+    configs = configs_of(card_of(released))
+    assert configs["all"]["data_files"] == [
+        {"split": "train", "path": "data/*/train-*.parquet"},
+        {"split": "test", "path": "data/*/test-*.parquet"},
+    ]
+    assert configs["books"]["data_files"][0]["path"] == "data/books/train-*.parquet"
+    assert configs["entities"]["data_files"] == [{"split": "train", "path": "entities/*.parquet"}]
+
+
+def test_a_topic_has_its_own_splits(released):
+    write_release(released, [instance(9, topic="person", images=False)], "person_validation.json")
+    configs = configs_of(card_of(released))
+    assert [one["split"] for one in configs["all"]["data_files"]] == ["train", "validation", "test"]
+    assert [one["split"] for one in configs["person"]["data_files"]] == ["validation"]
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_task_is_a_choice_of_columns(released, task):
+    entry = configs_of(card_of(released))[task]
+    assert tuple(entry["columns"]) == TASKS[task].columns
+    folder = "text" if task == "t2t" else "data"
+    assert all(one["path"].startswith(f"{folder}/*/") for one in entry["data_files"])
+
+
+def test_every_config_of_the_card_loads(released, tmp_path):
+    build("m3el", released, tmp_path / "m3el", progress=False)
+    card = DatasetCard.load(tmp_path / "m3el" / "README.md")
+    for name, entry in configs_of(card).items():
+        assert list(load_dataset(str(tmp_path / "m3el"), name)) == [one["split"] for one in entry["data_files"]]
+
+
+def test_the_card_counts_rows_and_what_was_skipped(released):
+    broken = [instance(20, topic="books", Qid=""), instance(21, topic="books", images=False)]
+    (released / "books_validation.json").write_text(json.dumps(broken))
+    text = card_of(released).text
+    assert "| books | 5 | 1 | 3 |" in text
+    assert "| instances in the source | 10 |" in text
+    assert "| skipped, with a reason | 1 |" in text
+    assert "Skipped: books_validation.json row 0: has no gold (field Qid)." in text
+    assert "The source's own splits are kept." in text
+
+
+def test_only_the_first_skipped_rows_are_listed(released):
+    broken = [instance(20 + number, topic="books", Qid="") for number in range(13)]
+    (released / "books_validation.json").write_text(json.dumps(broken))
+    text = card_of(released).text
+    assert "books_validation.json row 9: has no gold" in text
+    assert "books_validation.json row 10" not in text
+    assert "and 3 more" in text
+
+
+def test_the_card_counts_broken_pictures(tmp_path):
+    folder = write_release(tmp_path / "release", [instance(number) for number in range(3)])
+    for picture in sorted(folder.rglob("mention*.png"))[:2]:
+        picture.write_bytes(b"")
+    build("m3el", folder, tmp_path / "m3el", progress=False)
+    text = (tmp_path / "m3el" / "README.md").read_text(encoding="utf-8")
+    assert "| pictures that are named but absent or broken | 2 |" in text
+
+
+def test_the_card_says_how_rows_were_split_and_shuffled(tmp_path):
+    folder = write_release(tmp_path, [instance(number, images=False) for number in range(20)])
+    card = card_of(folder, seed=7)
+    assert "shuffled with seed 7" in card.text
+    assert "The source has no splits." in card.text
+    assert "with seed 7" in card.text.split("## Splits")[1]
+    for split in ("validation", "test"):
+        assert f"| {split} rows with a candidate that also stands in train | 0 |" in card.text
+
+
+def test_both_works_that_share_the_name_are_told_apart(released):
+    card = card_of(released)
+    assert card.data.pretty_name == "M³EL"
+    assert card.text.lstrip().startswith("# M³EL\n")
+    assert "2410.18096" in card.text
+    assert "2412.10440" in card.text
+    assert f"Built by m3el_hf {__version__}" in card.text
+
+
+def test_generated_data_says_so():
+    card = card_of(None, "mini", instances=60)
+    assert card.data.pretty_name == "M3EL mini"
+    assert "generated world" in card.text
+    assert "Generated; free of third-party material." in card.text
+
+
+def test_the_card_leaves_no_template_behind(released):
+    content = str(card_of(released))
+    assert "{{" not in content
+    assert "{%" not in content
+
+
+def test_the_same_collection_gives_the_same_card(released):
+    assert str(card_of(released)) == str(card_of(released))

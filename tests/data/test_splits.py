@@ -1,0 +1,278 @@
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import combinations
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from m3el_hf.data.rows import Collection, collect
+from m3el_hf.data.schema import Candidate, Picture, Record
+from m3el_hf.data.splits import MAX_GROUP_SHARE, assign_splits, group_rows, shared_candidates
+from m3el_hf.tasks import TOPICS
+from tests.conftest import real
+
+quick = settings(deadline=None, max_examples=60, database=None)
+
+
+def make(
+    number: int,
+    gold: str = "",
+    *,
+    topic: str = "person",
+    context: str | None = None,
+    picture: Picture | None = None,
+    others: Sequence[str] = (),
+    split: str | None = None,
+) -> Record:
+    gold = gold or f"Q{number}"
+    qids = [gold, *(other for other in dict.fromkeys(others) if other != gold)]
+    candidates = tuple(Candidate(qid, qid) for qid in qids)
+    return Record(f"row-{number}", f"row {number}", topic, split, "name", context, picture, gold, candidates)
+
+
+PICTURES = [
+    Picture(path=Path("a.png"), url="u1"),
+    Picture(path=Path("b.png"), url="u1"),
+    Picture(path=Path("b.png"), url="u2"),
+    Picture(data=b"1"),
+    Picture(data=b"2"),
+    Picture(path=Path("c.png"), flaw="is bad"),
+    Picture(),
+]
+
+
+@st.composite
+def worlds(draw: st.DrawFn, candidates: int = 0, released: bool = False) -> list[Record]:
+    """Rows in which little is shared, so that groups are of many sizes."""
+    size = draw(st.integers(1, 40))
+    number = st.integers(0, 2 * size)
+    return [
+        make(
+            row,
+            f"G{draw(number)}",
+            topic=draw(st.sampled_from(TOPICS[:2])),
+            context=draw(st.none() | number.map("sentence {}".format)),
+            picture=draw(st.none() | st.sampled_from(PICTURES)) if draw(st.integers(0, 4)) == 0 else None,
+            others=[f"C{draw(number)}" for _ in range(draw(st.integers(0, candidates)))],
+            split=draw(st.none() | st.sampled_from(["train", "validation", "test"])) if released else None,
+        )
+        for row in range(size)
+    ]
+
+
+def must_join(one: Record, other: Record) -> bool:
+    """Whether two rows show the same: gold, sentence or mention picture."""
+    a, b = one.picture, other.picture
+    same_picture = (
+        a is not None
+        and b is not None
+        and (
+            (a.path is not None and a.path == b.path and not a.flaw and not b.flaw)
+            or (a.url is not None and a.url == b.url)
+            or (a.data is not None and a.data == b.data)
+        )
+    )
+    same_context = one.context is not None and one.context == other.context
+    return one.answer_qid == other.answer_qid or same_context or same_picture
+
+
+def closure(records: list[Record]) -> list[int]:
+    """The first row that each row is tied to through any chain, found slowly."""
+    first = list(range(len(records)))
+    changed = True
+    while changed:
+        changed = False
+        for one, other in combinations(range(len(records)), 2):
+            if must_join(records[one], records[other]) and first[one] != first[other]:
+                first[one] = first[other] = min(first[one], first[other])
+                changed = True
+    return first
+
+
+@given(records=worlds())
+@quick
+def test_groups_are_what_gold_sentence_and_picture_tie(records):
+    assert group_rows(records) == [records[row].id for row in closure(records)]
+
+
+@given(records=worlds(candidates=2))
+@quick
+def test_shared_candidates_join_whole_groups_up_to_a_limit(records):
+    tied, groups = closure(records), group_rows(records)
+    parts = defaultdict(set)
+    for row, group in zip(tied, groups, strict=True):
+        parts[group].add(row)
+    assert len(set(tied)) == sum(map(len, parts.values()))  # no tied rows are parted
+    sizes = Counter(groups)
+    for group, rows in parts.items():
+        if len(rows) > 1:
+            assert sizes[group] <= MAX_GROUP_SHARE * len(records)
+    assert all(groups[int(group.removeprefix("row-"))] == group for group in sizes)  # named after its first row
+
+
+def test_rows_with_a_common_candidate_stay_together_while_groups_are_small():
+    records = [make(row, others=[f"C{row // 2}"]) for row in range(40)]
+    assert group_rows(records) == [f"row-{row // 2 * 2}" for row in range(40)]
+
+
+def test_a_candidate_of_nearly_every_row_ties_nothing():
+    records = [make(row, others=["everywhere"]) for row in range(40)]
+    assert len(set(group_rows(records))) == 40
+
+
+def test_rare_candidates_join_before_common_ones():
+    records = [make(row, others=[f"common{row % 10}", f"rare{row // 2}"]) for row in range(80)]
+    groups = group_rows(records)
+    assert all(groups[row] == groups[row + 1] for row in range(0, 80, 2))
+
+
+def test_unknown_pictures_are_not_the_same_picture():
+    for picture in (Picture(), Picture(path=Path("photo.png"), flaw="has no path")):
+        assert len(set(group_rows([make(row, picture=picture) for row in range(5)]))) == 5
+
+
+@given(records=worlds(candidates=2), seed=st.integers(0, 9))
+@quick
+def test_no_group_spans_splits_not_even_over_topics(records, seed):
+    groups = group_rows(records)
+    splits = assign_splits(records, groups, seed)
+    assert len(set(zip(groups, splits, strict=True))) == len(set(groups))
+    assert set(splits) <= {"train", "validation", "test"}
+
+
+@given(records=worlds(candidates=2), seed=st.integers(0, 9))
+@quick
+def test_the_same_seed_gives_the_same_splits(records, seed):
+    first = assign_splits(records, group_rows(records), seed)
+    copies = [replace(record) for record in records]
+    assert assign_splits(copies, group_rows(copies), seed) == first
+
+
+@given(records=worlds(released=True), seed=st.integers(0, 9))
+@quick
+def test_released_splits_are_kept(records, seed):
+    splits = assign_splits(records, group_rows(records), seed)
+    assert all(record.split in (None, split) for record, split in zip(records, splits, strict=True))
+
+
+def tied_in_runs(topics: int, rows: int, run: int) -> list[Record]:
+    """Runs of rows with one gold."""
+    return [
+        make(topic * rows + row, f"G{topic}-{row // run}", topic=TOPICS[topic])
+        for topic in range(topics)
+        for row in range(rows)
+    ]
+
+
+@given(topics=st.integers(1, 5), rows=st.integers(10, 120), run=st.integers(1, 9), seed=st.integers(0, 9))
+@quick
+def test_each_topic_is_split_about_eighty_ten_ten(topics, rows, run, seed):
+    records = tied_in_runs(topics, rows, run)
+    splits = assign_splits(records, group_rows(records), seed)
+    counts = Counter((record.topic, split) for record, split in zip(records, splits, strict=True))
+    for topic in TOPICS[:topics]:
+        for split in ("validation", "test"):
+            assert abs(counts[topic, split] - 0.1 * rows) < run
+        assert abs(counts[topic, "train"] - 0.8 * rows) < 2 * run
+
+
+def test_another_seed_gives_another_split():
+    records = tied_in_runs(1, 200, 2)
+    groups = group_rows(records)
+    tests = {
+        tuple(row for row, split in enumerate(assign_splits(records, groups, seed)) if split == "test")
+        for seed in range(5)
+    }
+    assert len(tests) == 5
+
+
+def test_held_out_rows_come_from_all_over_the_file():
+    records = tied_in_runs(1, 400, 1)
+    splits = assign_splits(records, group_rows(records), 0)
+    for split in ("validation", "test"):
+        rows = [row for row, one in enumerate(splits) if one == split]
+        assert min(rows) < 100
+        assert max(rows) > 300
+
+
+def test_a_topic_is_split_alike_with_and_without_the_others():
+    records = tied_in_runs(3, 100, 3)
+    together = assign_splits(records, group_rows(records), 4)
+    for topic in range(3):
+        own = records[100 * topic : 100 * (topic + 1)]
+        assert assign_splits(own, group_rows(own), 4) == together[100 * topic : 100 * (topic + 1)]
+
+
+@given(records=worlds(candidates=3, released=True), seed=st.integers(0, 3))
+@quick
+def test_shared_candidates_are_counted(records, seed):
+    splits = assign_splits(records, group_rows(records), seed)
+    assert shared_candidates(records, splits) == {
+        split: len(rows_that_share(records, splits, split)) for split in ("validation", "test")
+    }
+
+
+def rows_that_share(records: Sequence[Record], splits: Sequence[str], held_out: str) -> list[str]:
+    """The held-out rows of which a candidate was seen in training, found row by row."""
+    trained = [record for record, split in zip(records, splits, strict=True) if split == "train"]
+    seen = {candidate.qid for record in trained for candidate in record.candidates}
+    return [
+        record.id
+        for record, split in zip(records, splits, strict=True)
+        if split == held_out and seen & {candidate.qid for candidate in record.candidates}
+    ]
+
+
+def assert_clean(collection: Collection) -> None:
+    """No group, gold, sentence or mention picture stands in two splits."""
+    seen: dict[object, str] = {}
+    for record, group, split in zip(collection.records, collection.groups, collection.splits, strict=True):
+        picture = record.picture
+        keys = [("group", group), ("gold", record.answer_qid)]
+        keys += [("context", record.context)] if record.context else []
+        keys += [("picture", picture.path or picture.data)] if picture else []
+        for key in keys:
+            assert seen.setdefault(key, split) == split, f"{key} stands in two splits"
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_held_out_rows_of_mini_share_no_candidate_with_train(seed):
+    collection = collect("mini", None, seed, instances=400)
+    assert_clean(collection)
+    for split in ("validation", "test"):
+        assert collection.count(split) >= 20
+        assert rows_that_share(collection.records, collection.splits, split) == []
+        assert collection.report.counts[f"{split} rows with a candidate that also stands in train"] == 0
+
+
+def test_emoji_keeps_its_released_splits():
+    collection = collect("m3el", real("data/emoji"))
+    counts = {split: collection.count(split, "common") for split in ("train", "validation", "test")}
+    assert counts == {"train": 921, "validation": 141, "test": 257}
+    assert collection.count("train") == 921
+    assert collection.topics == ["common"]
+    for split in ("validation", "test"):
+        assert rows_that_share(collection.records, collection.splits, split) == []
+        assert collection.report.counts[f"{split} rows with a candidate that also stands in train"] == 0
+    assert (collection.report.read, collection.report.skipped) == (1319, [])
+
+
+def test_persons_are_split_by_groups():
+    collection = collect("m3el", real("data/person"))
+    assert len(collection.records) == collection.report.read == 8992
+    assert collection.report.skipped == []
+    assert all(record.picture is None for record in collection.records)
+    assert all(candidate.picture is None for record in collection.records for candidate in record.candidates)
+    assert_clean(collection)
+    for split in ("validation", "test"):
+        assert collection.count(split) == pytest.approx(899, abs=10)
+        shared = rows_that_share(collection.records, collection.splits, split)
+        assert collection.report.counts[f"{split} rows with a candidate that also stands in train"] == len(shared)
+    assert max(Counter(collection.groups).values()) <= MAX_GROUP_SHARE * 8992
+    assert collect("m3el", real("data/person")).splits == collection.splits
+    assert collect("m3el", real("data/person"), seed=1).splits != collection.splits
