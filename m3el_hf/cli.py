@@ -201,7 +201,7 @@ def _link(options: argparse.Namespace) -> None:
     except ValueError as error:
         raise M3ELError(str(error)) from error
     for link in links:
-        print(f"{link.score:9.3f}  {link.qid:<10}  {link.name}: {link.description or ''}")
+        print(f"{link.score:9.3f}  {link.qid:<10}  {link.name or ''}: {link.description or ''}")
 
 
 def _add_push(commands: Any) -> None:

@@ -108,7 +108,8 @@ def _load_data(options: QuickstartOptions, console: Console) -> DatasetDict:
             console.print(f"  skipped: {reason}", style="yellow", markup=False)
         if report.unusable_images:
             file, reason = next(iter(report.unusable_images.items()))
-            console.print(f"  {len(report.unusable_images)} pictures missing or broken, such as: {file} {reason}")
+            line = f"  {len(report.unusable_images)} pictures missing or broken, such as: {file} {reason}"
+            console.print(line, style="yellow", markup=False)
     data = load_dataset(str(store))
     for split in ("train", "validation"):
         if split not in data:
@@ -198,8 +199,8 @@ def _show(console: Console, report: RunReport, output: Path) -> None:
     for note in report.notes:
         console.print(note, style="dim")
     if report.example is not None:
-        console.print(f"\nlinked: [bold]{report.example.mention}[/bold]  {report.example.context or ''}")
+        lines = [f"\nlinked: {report.example.mention}  {report.example.context or ''}"]
         for name, description, score, gold, _ in report.example.candidates:
-            mark = "[green]gold[/green]" if gold else "    "
-            console.print(f"  {score:8.2f}  {mark}  {name}: {description or ''}", highlight=False)
+            lines.append(f"  {score:8.2f}  {'gold' if gold else '    '}  {name}: {description or ''}")
+        console.print("\n".join(lines), markup=False, highlight=False)  # a name may look like markup
     console.print(f"\nreport:  {output / 'report.html'}\nmodel:   {output / 'model'}")

@@ -59,14 +59,15 @@ class LinkingCollator:
     def __call__(self, rows: Sequence[Row]) -> Batch:
         """Prepares both sides of the rows, showing all that they have.
 
-        An entity stands once in a batch, as the first row describes it, so that a pair of the same entity is never a
-        negative.
+        An entity stands once in a batch, so that a pair of the same entity is never a negative: as the first row
+        describes it, and what that row lacks as the next that has it does.
         """
-        entities: dict[str, tuple[str, str | None, Any]] = {}
+        entities: dict[str, tuple[Any, ...]] = {}
         for row in rows:
             described = zip(row["candidate_names"], row["candidate_descriptions"], row["candidate_images"], strict=True)
             for qid, description in zip(row["candidate_qids"], described, strict=True):
-                entities.setdefault(qid, description)
+                known = entities.get(qid, (None, None, None))
+                entities[qid] = tuple(old or new for old, new in zip(known, description, strict=True))
         index = {qid: position for position, qid in enumerate(entities)}
         names, descriptions, images = zip(*entities.values(), strict=True)
         return Batch(

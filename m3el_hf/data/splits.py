@@ -89,7 +89,7 @@ def assign_splits(records: Sequence[Record], groups: Sequence[str], seed: int) -
     for record, group in zip(records, groups, strict=True):
         if record.split is None:
             sizes[record.topic][group] += 1
-    chosen: dict[str, str] = {}
+    chosen = {group: record.split for record, group in zip(records, groups, strict=True) if record.split is not None}
     for topic in sorted(sizes):
         chosen.update(_hold_out(sizes[topic], chosen, seed))
     return [
@@ -109,6 +109,10 @@ def _hold_out(sizes: Counter[str], chosen: dict[str, str], seed: int) -> dict[st
             result[group] = next((split for split in room if sizes[group] <= room[split]), "train")
         if result[group] in room:
             room[result[group]] -= sizes[group]
+    for split in room:  # a small set has no group as small as its share: better too much held out than nothing
+        train = [group for group in result if result[group] == "train" and group not in chosen]
+        if split not in result.values() and len(train) > 1:
+            result[min(train, key=lambda group: sizes[group])] = split
     return result
 
 

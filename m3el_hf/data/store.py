@@ -62,6 +62,8 @@ def build(
         raise M3ELError(f"{output} holds the source: choose another --output")
     if output.exists() and not overwrite:
         raise M3ELError(f"{output} exists already: pass --overwrite to replace it, or choose another --output")
+    if output.exists() and not (output / "README.md").is_file():
+        raise M3ELError(f"{output} is no built dataset and is not replaced: choose another --output")
     collection = collect(reader, folder, seed, **options)
     partial = output.with_name(output.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)

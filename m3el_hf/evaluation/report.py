@@ -39,7 +39,7 @@ class Example:
     mention: str
     context: str | None
     picture: bytes | None
-    candidates: list[tuple[str, str | None, float, bool, bytes | None]]
+    candidates: list[tuple[str | None, str | None, float, bool, bytes | None]]
 
 
 @dataclass(frozen=True)
@@ -87,10 +87,10 @@ class RunReport:
         """The table for a terminal."""
         caption = ["accuracy in %; ties count as chance"]
         table = RichTable(title=self.title, box=box.SIMPLE_HEAD)
-        for column, name in enumerate(["task", *self.systems, "n"]):
-            longest = max(len(word) for word in name.split())
-            table.add_column(name, justify="right" if column else "left", min_width=longest)
         *tasks, mean = self.rows()
+        for column, name in enumerate(["task", *self.systems, "n"]):
+            widest = max([*name.split(), f"{self.table.rows}"], key=len)
+            table.add_column(name, justify="right" if column else "left", min_width=len(widest))
         for task, *cells in tasks:
             if self.table.evaluable[task]:
                 table.add_row(task, *cells)
@@ -120,7 +120,7 @@ class RunReport:
         systems = [system for system in self.systems if system != "chance"]
         figure = Figure(figsize=(max(6.0, 1.25 * len(tasks)), 4.4), layout="constrained")
         axes = figure.subplots()
-        width = 0.84 / len(systems)
+        width = 0.84 / max(1, len(systems))
         for number, system in enumerate(systems):
             for position, task in enumerate(tasks):
                 interval = self.interval(system, task)
@@ -141,7 +141,7 @@ class RunReport:
         axes.set_xticks(range(len(tasks)), tasks)
         axes.set_ylim(0, 100)
         axes.set_ylabel("accuracy in %, 95 % intervals")
-        axes.set_title(self.title, loc="left")
+        axes.set_title(self.title, loc="left", parse_math=False)
         axes.spines[["top", "right"]].set_visible(False)
         figure.legend(loc="outside lower center", ncols=6, frameon=False, fontsize="small")
         return figure

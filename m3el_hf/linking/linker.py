@@ -21,7 +21,7 @@ class Link:
     """One entity with its score for a mention; higher is better."""
 
     qid: str
-    name: str
+    name: str | None
     description: str | None
     score: float
 
@@ -36,7 +36,7 @@ class EntityLinker:
             where an entity has no description or picture.
 
     Raises:
-        M3ELError: If there are no entities.
+        M3ELError: If there are no entities, or one has neither text nor picture.
     """
 
     @torch.inference_mode()
@@ -48,6 +48,9 @@ class EntityLinker:
         for batch in _batches(entities):
             self._known += [(row["qid"], row["name"], row["description"]) for row in batch]
             inputs = processor.entities(*([row[key] for row in batch] for key in ("name", "description", "image")))
+            for row, shown in zip(batch, (inputs["has_text"] | inputs["has_image"]).tolist(), strict=True):
+                if not shown:
+                    raise M3ELError(f"entity {row['qid']} has neither text nor picture: leave it out")
             self._encoded.append(model.encode_entities(**self._on_device(inputs)))
         if not self._known:
             raise M3ELError("the knowledge base is empty: pass at least one entity")

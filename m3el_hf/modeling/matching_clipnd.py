@@ -107,7 +107,7 @@ class IntraModalMatching(nn.Module):
         (mean_i P_i) V equals mean_i (P_i V), so the attention is averaged over the entity's tokens before the values.
         """
         query, key, value = self.fc_query(entity_tokens), self.fc_key(mention_tokens), self.fc_value(mention_tokens)
-        weights = entity_mask / entity_mask.sum(1, keepdim=True).clamp(min=1)
+        weights = (entity_mask / entity_mask.sum(1, keepdim=True).clamp(min=1)).to(query.dtype)
         rows = []
         for one_key, one_value, one_mask in zip(key, value, mention_mask, strict=True):
             logits = query @ one_key.T / math.sqrt(query.shape[-1])
@@ -187,28 +187,33 @@ class MatchingHead(nn.Module):
         image = m.has_image.unsqueeze(1) & e.has_image
         return mean_of_present(branches, {"text": text, "image": image, "cross": text & image})
 
-    def contrastive_loss(self, entities: Features, mentions: Features) -> Tensor:
+    def contrastive_loss(self, entities: Features, mentions: Features, labels: Tensor | None = None) -> Tensor:
         """The intra-modal contrastive loss of row-aligned pairs, averaged over text and picture (section 4.1).
 
         Args:
             entities: The gold of each mention, n rows.
             mentions: n rows. Pairs that lack a modality on either side are left out of that modality's term.
+            labels: ``[n]``, which entity each row is of: rows of one entity are not each other's negatives. None where
+                all differ.
         """
+        labels = torch.arange(len(entities.has_text), device=entities.has_text.device) if labels is None else labels
         terms = []
         for kind in ("text", "image"):
             both = getattr(entities, f"has_{kind}") & getattr(mentions, f"has_{kind}")
             e, m = getattr(entities, f"{kind}_cls")[both], getattr(mentions, f"{kind}_cls")[both]
             if len(e):
-                terms.append((self._contrastive(e, m) + self._contrastive(m, e)) / 2)
+                twins = (labels[both].unsqueeze(1) == labels[both]).fill_diagonal_(False)
+                terms.append((self._contrastive(e, m, twins) + self._contrastive(m, e, twins)) / 2)
         return torch.stack(terms).mean() if terms else entities.text_cls.new_zeros(())
 
-    def _contrastive(self, one: Tensor, other: Tensor) -> Tensor:
+    def _contrastive(self, one: Tensor, other: Tensor, twins: Tensor) -> Tensor:
         one, other = F.normalize(one.float(), dim=-1), F.normalize(other.float(), dim=-1)
         inter = one @ other.T / self.temperature
         intra = self.intra_weight * (one @ one.T) / self.temperature
         diagonal = torch.eye(len(one), dtype=torch.bool, device=one.device)
         intra = intra.masked_fill(diagonal, -math.inf if self.exclude_self else 0.0)
-        return F.cross_entropy(torch.cat([inter, intra], 1), torch.arange(len(one), device=one.device))
+        pairs = torch.cat([inter.masked_fill(twins, -math.inf), intra.masked_fill(twins, -math.inf)], 1)
+        return F.cross_entropy(pairs, torch.arange(len(one), device=one.device))
 
     def _normalised(self, side: Features) -> Features:
         return Features(

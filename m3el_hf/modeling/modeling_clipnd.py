@@ -66,7 +66,8 @@ class ClipNDOutput(ModelOutput):
     """What `ClipNDModel.forward` returns.
 
     Attributes:
-        loss: The mean cross-entropy over the rows, plus the matching head's contrastive loss; None without labels.
+        loss: Mean cross-entropy over the rows; None without labels. The matching head adds that of each branch, over
+            the rows whose gold it can score, and the contrastive loss (arXiv 2412.10440, section 4.4).
         scores: ``[R, N]``, each row's mention against each entity.
     """
 
@@ -233,20 +234,25 @@ class ClipNDModel(ClipNDPreTrainedModel):
             encoded_mentions[rows].show(views[:, 0], views[:, 1]), encoded_entities, views[:, 2:]
         )
         if labels is None:
-            return ClipNDOutput(scores=scores)
-        loss = F.cross_entropy(scores, labels[rows])
-        if self.config.head == "matching" and self.config.contrastive_weight:
+            return ClipNDOutput(scores=scores.total)
+        loss = F.cross_entropy(scores.total, labels[rows])
+        if self.config.head == "matching":
+            loss = loss + _branch_loss(scores.branches, labels[rows])
             gold = _features(encoded_entities[labels])
-            contrastive = self.matching.contrastive_loss(gold, _features(encoded_mentions))
+            contrastive = self.matching.contrastive_loss(gold, _features(encoded_mentions), labels)
             loss = loss + self.config.contrastive_weight * contrastive
-        return ClipNDOutput(loss=loss, scores=scores)
+        return ClipNDOutput(loss=loss, scores=scores.total)
 
-    def _score_views(self, mentions: Encoded, entities: Encoded, views: Tensor) -> Tensor:
+    def _score_views(self, mentions: Encoded, entities: Encoded, views: Tensor) -> MatchingScores:
         """Scores ``[R, N]`` row by row against the entities as ``views`` ``[R, 2]`` (text, picture) shows them."""
-        scores = mentions.text.new_full((len(mentions), len(entities)), -math.inf, dtype=torch.float32)
+        nothing = mentions.text.new_full((len(mentions), len(entities)), -math.inf, dtype=torch.float32)
+        scores = MatchingScores(nothing.clone(), {})
         for text, image in torch.unique(views, dim=0):
             chosen = (views == torch.stack([text, image])).all(1)
-            scores[chosen] = self.score(mentions[chosen], entities.show(text, image)).total
+            shown = self.score(mentions[chosen], entities.show(text, image))
+            scores.total[chosen] = shown.total
+            for name, branch in shown.branches.items():
+                scores.branches.setdefault(name, nothing.clone())[chosen] = branch
         return scores
 
     def _encode(
@@ -295,6 +301,16 @@ class ClipNDModel(ClipNDPreTrainedModel):
 
 # save_pretrained then writes these files beside the weights, for trust_remote_code.
 ClipNDModel.register_for_auto_class("AutoModel")
+
+
+def _branch_loss(branches: dict[str, Tensor], labels: Tensor) -> Tensor:
+    """The sum of the matching branches' cross-entropies, each over the rows whose gold it can score."""
+    losses = []
+    for name, scores in branches.items():
+        able = torch.isfinite(scores.gather(1, labels.unsqueeze(1)).squeeze(1))
+        if name != "clip" and able.any():  # clip stands in for pairs that no branch can score: the total has it
+            losses.append(F.cross_entropy(scores[able], labels[able]))
+    return torch.stack(losses).sum() if losses else torch.zeros((), device=labels.device)
 
 
 def _check_rows(has_text: Tensor, has_image: Tensor) -> None:

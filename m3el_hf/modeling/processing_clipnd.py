@@ -50,12 +50,12 @@ class ClipNDProcessor(ProcessorMixin):
         self.max_text_length = max_text_length
 
     @classmethod
-    def tiny(cls, texts: Iterable[str], *, vocab_size: int = 1000, image_size: int = 64) -> ClipNDProcessor:
+    def tiny(cls, texts: Iterable[str], *, vocab_size: int = 1200, image_size: int = 64) -> ClipNDProcessor:
         """A processor for `ClipNDConfig.tiny`: a small vocabulary learnt from ``texts``, small pictures.
 
         Args:
             texts: What the vocabulary is learnt from: training texts only.
-            vocab_size: Size of the vocabulary without the two special tokens; at least the 512 byte symbols.
+            vocab_size: Most tokens that are learnt, besides the two special ones; 512 are the bytes.
             image_size: Side of the square pictures, in pixels.
         """
         size = {"height": image_size, "width": image_size}
@@ -107,6 +107,10 @@ class ClipNDProcessor(ProcessorMixin):
         details: Sequence[str | None] | None,
         images: Sequence[ImageInput | None] | None,
     ) -> dict[str, Any]:
+        if any(isinstance(values, str) for values in (names, details, images)):
+            raise TypeError(
+                "names, contexts or descriptions, and images must be lists, an entry a row; one is a string"
+            )
         lengths = {len(values) for values in (names, details, images) if values is not None}
         if len(lengths) != 1:
             found = ", ".join(
@@ -123,7 +127,12 @@ class ClipNDProcessor(ProcessorMixin):
         batch: dict[str, Any] = {"input_ids": None, "attention_mask": None, "pixel_values": None}
         if has_text.any():
             tokens = self.tokenizer(
-                texts, padding=True, truncation=True, max_length=self.max_text_length, return_tensors="pt"
+                texts,
+                padding=True,
+                truncation=True,
+                max_length=self.max_text_length,
+                split_special_tokens=True,  # a text that spells the end-of-text token must not end there
+                return_tensors="pt",
             )
             batch |= {"input_ids": tokens["input_ids"], "attention_mask": tokens["attention_mask"]}
         if has_image.any():
@@ -157,22 +166,23 @@ def _open(image: ImageInput) -> Image.Image:
 
 
 def _train_tokenizer(texts: Iterable[str], vocab_size: int) -> CLIPTokenizer:
-    """Learns a CLIP tokenizer; the special tokens come last, since CLIP pools at the largest or the end-of-text id."""
+    """Learns a CLIP tokenizer of ``vocab_size`` tokens and the two special ones.
+
+    As in CLIP's own vocabulary, every byte stands in it twice, within a word and at its end, so that no text has an
+    unknown token: that is the end-of-text token, at the first of which CLIP pools. The special tokens come last, since
+    old CLIP checkpoints pool at the largest id.
+    """
     backend = CLIPTokenizer().backend_tokenizer
     tokenizer = Tokenizer(models.BPE(unk_token="<|endoftext|>", end_of_word_suffix="</w>"))
     tokenizer.normalizer, tokenizer.pre_tokenizer = backend.normalizer, backend.pre_tokenizer
-    tokenizer.train_from_iterator(
-        texts,
-        trainers.BpeTrainer(
-            vocab_size=vocab_size,
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-            end_of_word_suffix="</w>",
-            show_progress=False,
-        ),
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size, initial_alphabet=alphabet, end_of_word_suffix="</w>", show_progress=False
     )
+    tokenizer.train_from_iterator(texts, trainer)
     model = json.loads(tokenizer.to_str())["model"]
-    vocab: dict[str, int] = model["vocab"]
-    for token in ("<|startoftext|>", "<|endoftext|>"):
-        vocab[token] = len(vocab)
-    merges: list[Any] = [tuple(merge) for merge in model["merges"]]
+    symbols = [*alphabet, *(byte + "</w>" for byte in alphabet)]
+    merges: list[Any] = [tuple(merge) for merge in model["merges"]][: max(0, vocab_size - len(symbols))]
+    tokens = [*symbols, *("".join(merge) for merge in merges), "<|startoftext|>", "<|endoftext|>"]
+    vocab = {token: number for number, token in enumerate(dict.fromkeys(tokens))}
     return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=77)

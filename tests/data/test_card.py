@@ -108,7 +108,7 @@ def test_the_card_says_how_rows_were_split_and_shuffled(tmp_path):
     folder = write_release(tmp_path, [instance(number, images=False) for number in range(20)])
     card = card_of(folder, seed=7)
     assert "shuffled with seed 7" in card.text
-    assert "The source has no splits." in card.text
+    assert "Rows without one" in card.text
     assert "with seed 7" in card.text.split("## Splits")[1]
     for split in ("validation", "test"):
         assert f"| {split} rows with a candidate that also stands in train | 0 |" in card.text

@@ -126,9 +126,10 @@ def test_a_candidate_of_nearly_every_row_ties_nothing():
 
 
 def test_rare_candidates_join_before_common_ones():
-    records = [make(row, others=[f"common{row % 10}", f"rare{row // 2}"]) for row in range(80)]
-    groups = group_rows(records)
-    assert all(groups[row] == groups[row + 1] for row in range(0, 80, 2))
+    records = [
+        make(row, others=[f"pair{row // 2}", f"triple{row // 6 if row % 2 == 0 else -row}"]) for row in range(80)
+    ]
+    assert group_rows(records) == [f"row-{row // 2 * 2}" for row in range(80)]  # three pairs are over four rows
 
 
 def test_unknown_pictures_are_not_the_same_picture():

@@ -198,6 +198,30 @@ def test_the_clip_head_is_the_cosine_of_sums_times_the_scale(processor):
         assert model.score(mentions, mentions).total.max().item() == pytest.approx(100, rel=1e-5)
 
 
+def test_the_matching_head_is_given_what_its_paper_encodes(processor):
+    """Class vectors of the common space, unit; the text's tokens after the final LayerNorm, the picture's before it."""
+    model = tiny_model(processor, "matching")
+    prepared = prepare(processor.mentions, MENTIONS)
+    with torch.no_grad():
+        encoded = model.encode_mentions(**prepared)
+        words = model.clip.text_model(prepared["input_ids"], prepared["attention_mask"])
+        patches = model.clip.vision_model(prepared["pixel_values"]).last_hidden_state
+        ends = prepared["attention_mask"].sum(1) - 1
+        text = model.clip.text_projection(words.last_hidden_state[torch.arange(3), ends])
+        image = model.clip.visual_projection(model.clip.vision_model.post_layernorm(patches[:, 0]))
+        unit = image / image.norm(dim=1, keepdim=True)
+        expected = {
+            "text": text / text.norm(dim=1, keepdim=True),
+            "text_tokens": words.last_hidden_state,
+            "text_mask": prepared["attention_mask"].bool(),
+            "image": unit,
+            "image_cls": model.image_cls_fc(unit),
+            "image_tokens": model.image_tokens_fc(patches),
+        }
+    for name, value in expected.items():
+        torch.testing.assert_close(getattr(encoded, name), value, rtol=1e-5, atol=1e-5)
+
+
 # Training.
 
 TASK_ROWS = [(0, "it2it"), (2, "i2t"), (0, "t2i"), (1, "t2t"), (1, "it2t"), (0, "t2i"), (2, "i2i"), (1, "i2it")]
@@ -243,11 +267,29 @@ def test_forward_without_rows_shows_every_mention_once_with_all_it_has(model, pr
         torch.testing.assert_close(out.scores, model.score(*encode_all(model, processor)).total)
 
 
-def test_the_loss_is_the_cross_entropy_of_the_rows_plus_the_contrastive_term(model, processor):
+def slow_branch_losses(model, processor, task_rows: list[tuple[int, str]], labels: torch.Tensor) -> float:
+    """Each branch's cross-entropy, over the rows whose gold it can score."""
+    mentions, entities = encode_all(model, processor)
+    total = 0.0
+    for name in ("text", "image", "cross"):
+        rows, golds = [], []
+        for mention, task in task_rows:
+            view, gold = view_of(task), labels[mention].item()
+            shown = model.score(mentions[[mention]].show(*view[:2]), entities.show(*view[2:]))
+            scores = shown.branches[name][0].tolist()
+            if math.isfinite(scores[gold]):
+                rows.append(scores)
+                golds.append(gold)
+        total += slow_cross_entropy(rows, golds) if rows else 0.0
+    return total
+
+
+def test_the_loss_is_the_cross_entropy_of_total_and_branches_plus_the_contrastive_term(model, processor):
     model.config.contrastive_weight = 0.7
     out = model(**forward_inputs(processor, TASK_ROWS), labels=LABELS)
     expected = slow_cross_entropy(out.scores.tolist(), [LABELS[mention].item() for mention, _ in TASK_ROWS])
     if model.config.head == "matching":
+        expected += slow_branch_losses(model, processor, TASK_ROWS, LABELS)
         mentions, entities = encode_all(model, processor)
         for kind in ("text", "image_cls"):
             m, e = (getattr(side, kind).detach().double() for side in (mentions, entities[LABELS]))
@@ -260,7 +302,9 @@ def test_the_contrastive_term_can_be_left_out(processor):
     model.config.contrastive_weight = 0.0
     out = model(**forward_inputs(processor, TASK_ROWS), labels=LABELS)
     golds = [LABELS[mention].item() for mention, _ in TASK_ROWS]
-    assert out.loss.item() == pytest.approx(slow_cross_entropy(out.scores.tolist(), golds), rel=1e-5)
+    expected = slow_cross_entropy(out.scores.tolist(), golds)
+    expected += slow_branch_losses(model, processor, TASK_ROWS, LABELS)
+    assert out.loss.item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_mentions_of_one_entity_are_not_each_others_negatives(processor):
@@ -270,6 +314,7 @@ def test_mentions_of_one_entity_are_not_each_others_negatives(processor):
     entities = prepare(processor.entities, ENTITIES)
     out = model(mentions=twice, entities=entities, labels=torch.tensor([2, 2]))
     ranking = slow_cross_entropy(out.scores.tolist(), [2, 2])
+    ranking += slow_branch_losses(model, processor, [(0, "it2it"), (1, "it2it")], torch.tensor([2, 2]))
     assert out.loss.item() == pytest.approx(ranking, rel=1e-5)
 
 

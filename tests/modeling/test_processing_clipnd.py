@@ -49,6 +49,11 @@ def test_letters_that_end_no_training_word_do_not_end_the_text(processor):
     assert_framed(processor, processor.mentions(["Kansas", "Łódź", "7"], ["x q. 1976!", "a z", None]))
 
 
+def test_a_text_that_spells_a_special_token_is_text(processor):
+    tokenizer = processor.tokenizer
+    assert_framed(processor, processor.entities(["Kansas"], [f"{tokenizer.eos_token} and {tokenizer.bos_token}"]))
+
+
 @pytest.mark.parametrize("name", ["Kansas", "a red star", "北京"])
 def test_a_context_of_ten_thousand_words_keeps_the_name(processor, name):
     alone = processor.tokenizer(name)["input_ids"][:-1]
@@ -219,3 +224,12 @@ def test_tiny_learns_words_and_keeps_the_special_tokens_last():
     assert len(processor.mentions(["zebra"])["input_ids"][0]) == 3
     assert (tokenizer.bos_token_id, tokenizer.eos_token_id) == (len(tokenizer) - 2, len(tokenizer) - 1)
     assert processor.pixel_values(PICTURE).shape == (3, 32, 32)
+
+
+@given(st.text(max_size=60))
+@settings(max_examples=60, deadline=None)
+def test_no_text_ends_before_its_end(processor, text):
+    # CLIP pools at the first end-of-text token, and that is the unknown token too.
+    for spelled in (text, f"{text} <|endoftext|> {text}"):
+        ids = processor.mentions(["Kansas"], [spelled])["input_ids"][0].tolist()
+        assert ids.index(processor.tokenizer.eos_token_id) == len(ids) - 1
