@@ -86,11 +86,11 @@ class RunReport:
     def to_rich(self) -> RichTable:
         """The table for a terminal."""
         caption = ["accuracy in %; ties count as chance"]
-        table = RichTable(title=self.title, box=box.SIMPLE_HEAD)
+        table = RichTable(title=self.title, box=box.SIMPLE_HEAD, pad_edge=False)
         *tasks, mean = self.rows()
         for column, name in enumerate(["task", *self.systems, "n"]):
-            widest = max([*name.split(), f"{self.table.rows}"], key=len)
-            table.add_column(name, justify="right" if column else "left", min_width=len(widest))
+            # A header breaks at every space, so that the table fits 80 columns and nothing is cut.
+            table.add_column(name.replace(" ", "\n"), justify="right" if column else "left", no_wrap=True)
         for task, *cells in tasks:
             if self.table.evaluable[task]:
                 table.add_row(task, *cells)

@@ -112,7 +112,7 @@ def test_the_terminal_shows_every_figure():
     console = Console(file=io.StringIO(), width=120)
     console.print(report().to_rich())
     shown = console.file.getvalue()
-    for text in ("A run", "string match", "78.1", "100.0", "t2i", "not evaluable, 0 images", "mean", "75.0"):
+    for text in ("A run", "string", "match", "78.1", "100.0", "t2i", "not evaluable, 0 images", "mean", "75.0"):
         assert text in shown
 
 
@@ -201,3 +201,14 @@ def test_the_software_is_named_with_its_versions():
     versions = software()
     assert {"python", "torch", "transformers", "m3el-hf"} <= versions.keys()
     assert all(re.match(r"\d+\.\d+", version) for version in versions.values())
+
+
+def test_the_terminal_table_cuts_nothing_at_80_columns():
+    cell = {"accuracy": 1 / 3, "accuracy_low": 0.3, "accuracy_high": 0.4, "mrr": 0.5, "tie_share": 0.0, "n": 1798}
+    systems = ("chance", "string match", "image hash", "before training", "after training", "mention-blind control")
+    table = Table({system: {task: cell for task in TASKS} for system in systems}, dict.fromkeys(TASKS, 1798), 1798)
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(RunReport("M3EL quickstart on person", table, {}).to_rich())
+    printed = console.export_text()
+    assert printed.count("1798") == 9 and "mention-blind" in printed and "…" not in printed
+    assert printed.count("33.3") == 6 * 10
