@@ -40,6 +40,15 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _hush() -> None:
+    """Silences the libraries' own progress bars, which would cut through ours."""
+    import datasets
+    import transformers
+
+    datasets.disable_progress_bars()
+    transformers.utils.logging.disable_progress_bar()
+
+
 def _command(commands: Any, name: str, summary: str, run: Any) -> argparse.ArgumentParser:
     parser = commands.add_parser(
         name, help=summary, description=summary, formatter_class=argparse.ArgumentDefaultsHelpFormatter
@@ -66,6 +75,7 @@ def _quickstart(options: argparse.Namespace) -> None:
 
     from m3el_hf.quickstart import QuickstartOptions, quickstart
 
+    _hush()
     values = {field.name: getattr(options, field.name) for field in fields(QuickstartOptions)}
     quickstart(QuickstartOptions(**values), Console())
 
@@ -128,14 +138,14 @@ def _add_train(commands: Any) -> None:
 
 
 def _train(options: argparse.Namespace) -> None:
-    from datasets import load_dataset
-
+    from m3el_hf.sources import load_built
     from m3el_hf.training.arguments import TrainingArguments
     from m3el_hf.training.loop import train
     from m3el_hf.training.start import start_model
 
     arguments = TrainingArguments(**{field.name: getattr(options, field.name) for field in fields(TrainingArguments)})
-    data = load_dataset(options.data)
+    _hush()
+    data = load_built(options.data)
     missing = [split for split in ("train", "validation") if split not in data]
     if missing:
         raise M3ELError(f"{options.data} has no {missing[0]} split: it needs train and validation")
@@ -156,7 +166,6 @@ def _add_evaluate(commands: Any) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    from datasets import load_dataset
     from rich.console import Console
 
     from m3el_hf.data.collator import LinkingCollator
@@ -165,8 +174,11 @@ def _evaluate(options: argparse.Namespace) -> None:
     from m3el_hf.evaluation.report import RunReport, software
     from m3el_hf.modeling.modeling_clipnd import ClipNDModel
     from m3el_hf.modeling.processing_clipnd import ClipNDProcessor
+    from m3el_hf.sources import check_source, load_built
 
-    data = load_dataset(options.data)
+    _hush()
+    check_source(options.model)
+    data = load_built(options.data)
     if options.split not in data:
         raise M3ELError(f"{options.data} has no split {options.split!r}: it has {', '.join(data)}")
     rows, model = data[options.split], ClipNDModel.from_pretrained(options.model)
@@ -195,6 +207,7 @@ def _link(options: argparse.Namespace) -> None:
 
     if not (options.name or options.context or options.image):
         raise M3ELError("nothing to link: pass --name, --context, --image, or some of them")
+    _hush()
     linker = EntityLinker.from_pretrained(options.model, knowledge_base=options.knowledge_base)
     try:
         links = linker(name=options.name, context=options.context, image=options.image, top_k=options.top_k)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, DatasetDict, concatenate_datasets, load_dataset
+from datasets import Dataset, DatasetDict, concatenate_datasets
 from rich.console import Console
 
 from m3el_hf.data.collator import LinkingCollator, undecoded
@@ -21,9 +21,13 @@ from m3el_hf.hub.model_card import render_model_card
 from m3el_hf.linking.linker import EntityLinker
 from m3el_hf.modeling.modeling_clipnd import ClipNDModel
 from m3el_hf.modeling.processing_clipnd import ClipNDProcessor
+from m3el_hf.sources import check_source, load_built
 from m3el_hf.training.arguments import TrainingArguments
 from m3el_hf.training.loop import TrainingResult, train
 from m3el_hf.training.start import start_model
+
+SMALL = 100
+"""Below this many rows a 95 % interval spans some 20 points."""
 
 BEFORE, AFTER, CONTROL = "before training", "after training", "mention-blind control"
 
@@ -57,6 +61,10 @@ def quickstart(options: QuickstartOptions, console: Console) -> RunReport:
     Raises:
         M3ELError: If the data or the base cannot be used.
     """
+    if options.minutes <= 0:
+        raise M3ELError(f"{options.minutes} minutes leave no time to train: allow at least 1")
+    if options.base is not None:
+        check_source(options.base)
     start = time.monotonic()
     data = _load_data(options, console)
     held_out = concatenate_datasets([data[split] for split in ("validation", "test") if split in data])
@@ -110,7 +118,7 @@ def _load_data(options: QuickstartOptions, console: Console) -> DatasetDict:
             file, reason = next(iter(report.unusable_images.items()))
             line = f"  {len(report.unusable_images)} pictures missing or broken, such as: {file} {reason}"
             console.print(line, style="yellow", markup=False)
-    data = load_dataset(str(store))
+    data = load_built(store)
     for split in ("train", "validation"):
         if split not in data:
             raise M3ELError(f"{store} has no {split} split: it needs train and validation to train and choose a model")
@@ -159,6 +167,8 @@ def _notes(table: Table, test: Table | None) -> list[str]:
         "it does not is the size of a shortcut.",
         f"A row counts for a task if it has all that the task shows; there are {table.rows} rows.",
     ]
+    if table.rows < SMALL:
+        notes.append(f"{table.rows} rows are too few for any figure here, the control's included, to mean much.")
     mean = None if test is None else test.mean(AFTER)
     if mean is not None and test is not None:
         notes.append(
@@ -174,7 +184,7 @@ def _provenance(
     return {
         "data": _data_name(options),
         "split": "validation + test" if "test" in data else "validation",
-        "rows": {split: rows.num_rows for split, rows in data.items()},
+        "rows": ", ".join(f"{split} {rows.num_rows}" for split, rows in data.items()),
         "protocol": "as released, candidate set, ties count as chance",
         "base": options.base or "random weights",
         "head": options.head,

@@ -25,7 +25,7 @@ def render_model_card(model: ClipNDModel, report: RunReport, *, name: str, syste
         EvalResult(
             task_type="entity-linking",
             task_name=f"Multimodal entity linking, {task}",
-            dataset_type=data,
+            dataset_type=data.split()[0],
             dataset_name=data,
             dataset_config=task,
             dataset_split=str(report.provenance["split"]),
@@ -45,6 +45,7 @@ def render_model_card(model: ClipNDModel, report: RunReport, *, name: str, syste
     return ModelCard.from_template(
         card_data,
         template_str=files("m3el_hf.model_card").joinpath("template.md").read_text(encoding="utf-8"),
+        title=name,
         head=model.config.head,
         parameters=model.num_parameters(),
         base=base or "random weights",

@@ -12,6 +12,7 @@ import torch
 from m3el_hf.errors import M3ELError
 from m3el_hf.modeling.modeling_clipnd import ClipNDModel
 from m3el_hf.modeling.processing_clipnd import ClipNDProcessor, ImageInput
+from m3el_hf.sources import check_source, load_built
 
 BATCH_SIZE = 64
 
@@ -62,14 +63,13 @@ class EntityLinker:
         Args:
             path_or_id: A folder or a Hub id of a saved `ClipNDModel`.
             knowledge_base: A folder or a Hub id of a built dataset; its ``entities`` config is used.
-        """
-        from datasets import load_dataset
 
-        return cls(
-            ClipNDModel.from_pretrained(path_or_id),
-            ClipNDProcessor.from_pretrained(path_or_id),
-            load_dataset(str(knowledge_base), "entities", split="train"),
-        )
+        Raises:
+            M3ELError: If one of them is neither a folder nor a Hub id, or the knowledge base cannot be loaded.
+        """
+        entities = load_built(knowledge_base, "entities")["train"]
+        check_source(path_or_id)
+        return cls(ClipNDModel.from_pretrained(path_or_id), ClipNDProcessor.from_pretrained(path_or_id), entities)
 
     @torch.inference_mode()
     def __call__(

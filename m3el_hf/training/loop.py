@@ -251,7 +251,7 @@ def _steps(
                     return
 
 
-_BAR = "{desc}: {n:.0f}%|{bar}| {elapsed}<{remaining}, {postfix}"
+_BAR = "{desc}: {n:.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
 
 
 def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

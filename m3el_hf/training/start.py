@@ -10,6 +10,7 @@ from m3el_hf.errors import M3ELError
 from m3el_hf.modeling.configuration_clipnd import ClipNDConfig
 from m3el_hf.modeling.modeling_clipnd import ClipNDModel
 from m3el_hf.modeling.processing_clipnd import ClipNDProcessor
+from m3el_hf.sources import check_source
 
 
 def start_model(base: str | None, head: str, rows: Dataset) -> tuple[ClipNDModel, ClipNDProcessor]:
@@ -27,10 +28,11 @@ def start_model(base: str | None, head: str, rows: Dataset) -> tuple[ClipNDModel
         processor = ClipNDProcessor.tiny(_texts(rows))
         config = ClipNDConfig.tiny(len(processor.tokenizer), processor.tokenizer.eos_token_id, head=head)
         return ClipNDModel(config), processor
+    check_source(base)
     try:
         return ClipNDModel.from_clip(base, head=head), ClipNDProcessor.from_pretrained(base)
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = " ".join(str(error).split())
         raise M3ELError(f"cannot start from {base}: {reason}") from error
 
 

@@ -15,6 +15,7 @@ def test_the_card_holds_what_was_measured(model, processor, data):
     report = RunReport("a run", table, provenance, notes=["Read this."])
     card = render_model_card(model, report, name="clipnd-mini", system="mine", base=None)
     assert report.to_markdown() in card.content
+    assert "\n# clipnd-mini\n" in card.content
     assert "Read this." in card.content and "random weights" in card.content
     assert ("matching network" in card.content) == (model.config.head == "matching")
     assert "{{" not in card.content and "{%" not in card.content

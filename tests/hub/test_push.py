@@ -58,3 +58,19 @@ def test_a_model_and_a_dataset_are_pushed_and_loaded_back(hub: HubServer, proces
 def test_a_folder_of_something_else_is_refused(kind, tmp_path):
     with pytest.raises(M3ELError, match=f"saved {kind}"):
         push_folder(tmp_path, "user/x", repo_type=kind)
+
+
+def test_a_hub_that_is_not_there_gets_one_line(processor, tmp_path):
+    tiny_model(processor).save_pretrained(tmp_path / "model")
+    run_python(
+        f"""
+        import contextlib, io
+        from m3el_hf.cli import main
+
+        with contextlib.redirect_stderr(io.StringIO()) as said:
+            assert main(["push", {str(tmp_path / "model")!r}, "user/x"]) == 2
+        (line,) = said.getvalue().strip().splitlines()
+        assert "could not be pushed to user/x" in line, line
+        """,
+        hub_environment("http://127.0.0.1:9", tmp_path / "home"),  # nothing listens at the discard port
+    )

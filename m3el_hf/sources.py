@@ -1,0 +1,46 @@
+"""Where a saved model or a built dataset comes from: a folder here, or a repository on the Hub."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from m3el_hf.errors import M3ELError
+
+if TYPE_CHECKING:
+    from datasets import DatasetDict
+
+
+def check_source(name: str | Path) -> str:
+    """Returns ``name`` if it is a folder or looks like a Hub id, ``user/name``.
+
+    Without this a mistyped folder is looked up on the Hub, or, worse, found in a cache under the same name.
+
+    Raises:
+        M3ELError: If it is neither.
+    """
+    if not Path(name).is_dir() and not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(name)):
+        raise M3ELError(f"no such folder: {name}; pass a folder, or a Hub id such as user/name")
+    return str(name)
+
+
+def load_built(source: str | Path, config: str = "all") -> DatasetDict:
+    """Loads a built dataset, all splits.
+
+    Args:
+        source: A folder that `m3el-hf data build` wrote, or a Hub id.
+        config: One of its configs.
+
+    Raises:
+        M3ELError: If it cannot be loaded.
+    """
+    from datasets import load_dataset
+
+    try:
+        return load_dataset(check_source(source), config)
+    except M3ELError:
+        raise
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise M3ELError(f"{source} is no dataset that m3el-hf data build wrote: {reason}") from error
