@@ -40,6 +40,13 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows the defaults that say something: not that an option is off or unset."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default in (None, False) else super()._get_help_string(action)
+
+
 def _hush() -> None:
     """Silences the libraries' own progress bars, which would cut through ours."""
     import datasets
@@ -50,9 +57,7 @@ def _hush() -> None:
 
 
 def _command(commands: Any, name: str, summary: str, run: Any) -> argparse.ArgumentParser:
-    parser = commands.add_parser(
-        name, help=summary, description=summary, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = commands.add_parser(name, help=summary, description=summary, formatter_class=_HelpFormatter)
     parser.set_defaults(run=run)
     return parser
 

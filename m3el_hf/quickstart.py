@@ -21,7 +21,7 @@ from m3el_hf.hub.model_card import render_model_card
 from m3el_hf.linking.linker import EntityLinker
 from m3el_hf.modeling.modeling_clipnd import ClipNDModel
 from m3el_hf.modeling.processing_clipnd import ClipNDProcessor
-from m3el_hf.sources import check_source, load_built
+from m3el_hf.sources import check_source, is_built, load_built
 from m3el_hf.training.arguments import TrainingArguments
 from m3el_hf.training.loop import TrainingResult, train
 from m3el_hf.training.start import start_model
@@ -107,7 +107,7 @@ def _data_name(options: QuickstartOptions) -> str:
 
 def _load_data(options: QuickstartOptions, console: Console) -> DatasetDict:
     store = options.data_dir
-    if store is None or not (store / "README.md").is_file():
+    if store is None or not is_built(store):
         store = options.output / "data"
         reader = "mini" if options.data_dir is None else "m3el"
         report = build(reader, options.data_dir, store, seed=options.seed, overwrite=True).report

@@ -20,9 +20,15 @@ def check_source(name: str | Path) -> str:
     Raises:
         M3ELError: If it is neither.
     """
-    if not Path(name).is_dir() and not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(name)):
+    is_folder = name != "" and Path(name).is_dir()
+    if not is_folder and not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(name)):
         raise M3ELError(f"no such folder: {name}; pass a folder, or a Hub id such as user/name")
     return str(name)
+
+
+def is_built(folder: Path) -> bool:
+    """Whether ``folder`` is one that `m3el-hf data build` wrote; a raw release may have a README too."""
+    return (folder / "README.md").is_file() and (folder / "entities").is_dir()
 
 
 def load_built(source: str | Path, config: str = "all") -> DatasetDict:

@@ -26,6 +26,14 @@ def test_help_needs_no_heavy_import():
     assert "quickstart" in done.stdout
 
 
+def test_help_shows_only_defaults_that_say_something(capsys):
+    with pytest.raises(SystemExit):
+        main(["evaluate", "--help"])
+    printed = capsys.readouterr().out
+    assert "(default: test)" in printed
+    assert "None" not in printed
+
+
 def test_build_reports_what_it_left_out(tmp_path, capsys):
     instances = [instance(n) for n in range(4)]
     instances[1]["Qid"] = "Q999"

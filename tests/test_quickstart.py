@@ -38,6 +38,7 @@ def test_a_set_without_pictures_says_so(tmp_path):
     for one in instances:
         one["description"] = ""
     release = write_release(tmp_path / "raw", instances)
+    (release / "README.md").write_text("# a release may have one")
     report, printed = run(data_dir=release, output=tmp_path / "out", minutes=0.2)
     assert report.table.evaluable["t2t"] > 0
     assert [row[1] for row in report.rows()].count("not evaluable, 0 images") == 8

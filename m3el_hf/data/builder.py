@@ -15,6 +15,7 @@ from m3el_hf.data.configs import CONFIGS, DEFAULT_CONFIG, ENTITIES_CONFIG, get_c
 from m3el_hf.data.rows import Collection, collect
 from m3el_hf.data.schema import SPLITS
 from m3el_hf.errors import M3ELError
+from m3el_hf.sources import is_built
 
 
 @dataclass
@@ -92,6 +93,8 @@ def load_m3el(
     folder = Path(data_dir)
     if not folder.is_dir():
         raise M3ELError(f"no such folder: {folder}; pass the folder that holds the release's <topic>.json files")
+    if is_built(folder):
+        raise M3ELError(f"{folder} is built already: read it with datasets.load_dataset({str(folder)!r}, {config!r})")
     builder = M3EL(
         config_name=config, data_dir=str(folder), cache_dir=cache_dir, seed=seed, hash=_fingerprint(folder, seed)
     )

@@ -18,6 +18,7 @@ from m3el_hf.data.card import render_dataset_card
 from m3el_hf.data.rows import Collection, Row, collect
 from m3el_hf.data.schema import ENTITY_FEATURES, IMAGE_COLUMNS, ROW_FEATURES, SPLITS
 from m3el_hf.errors import M3ELError
+from m3el_hf.sources import is_built
 
 ROWS_PER_SHARD = 4000
 """About 200 MB of rows with four pictures each."""
@@ -62,7 +63,7 @@ def build(
         raise M3ELError(f"{output} holds the source: choose another --output")
     if output.exists() and not overwrite:
         raise M3ELError(f"{output} exists already: pass --overwrite to replace it, or choose another --output")
-    if output.exists() and not (output / "README.md").is_file():
+    if output.exists() and not is_built(output):
         raise M3ELError(f"{output} is no built dataset and is not replaced: choose another --output")
     collection = collect(reader, folder, seed, **options)
     partial = output.with_name(output.name + ".partial")

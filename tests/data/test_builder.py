@@ -184,3 +184,9 @@ def test_the_builder_itself_asks_for_the_folder(tmp_path):
 def test_the_builder_streams(release, tmp_path):
     rows = M3EL(config_name="t2t", data_dir=str(release), cache_dir=str(tmp_path)).as_streaming_dataset(split="train")
     assert {row["topic"] for row in rows} == {"person"}
+
+
+def test_a_built_folder_says_how_to_read_it(built):
+    with pytest.raises(M3ELError, match="is built already: read it with datasets.load_dataset") as caught:
+        load_m3el("books", data_dir=built)
+    assert f"load_dataset({str(built)!r}, 'books')" in str(caught.value)

@@ -396,6 +396,13 @@ def test_an_existing_folder_is_not_replaced_unasked(source, built, tmp_path):
     assert contents(output) != contents(built)
 
 
+def test_a_folder_that_was_not_built_is_never_replaced(source, tmp_path):
+    (tmp_path / "README.md").write_text("# somebody's own work")
+    with pytest.raises(M3ELError, match="is no built dataset and is not replaced"):
+        build("m3el", source, tmp_path, progress=False, overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["README.md"]
+
+
 def test_an_unusable_source_leaves_an_existing_folder_alone(built, tmp_path):
     output = tmp_path / "m3el"
     shutil.copytree(built, output)
