@@ -154,7 +154,7 @@ def _train(options: argparse.Namespace) -> None:
     missing = [split for split in ("train", "validation") if split not in data]
     if missing:
         raise M3ELError(f"{options.data} has no {missing[0]} split: it needs train and validation")
-    model, processor = start_model(options.base, options.head, data["train"])
+    model, processor = start_model(options.base, options.head, data["train"], arguments.seed)
     model, result = train(model, processor, data["train"], data["validation"], arguments)
     model.save_pretrained(arguments.output_dir / "model")
     processor.save_pretrained(arguments.output_dir / "model")
@@ -177,17 +177,14 @@ def _evaluate(options: argparse.Namespace) -> None:
     from m3el_hf.evaluation.baselines import BASELINES
     from m3el_hf.evaluation.evaluator import ModelSystem, average_mention, evaluate
     from m3el_hf.evaluation.report import RunReport, software
-    from m3el_hf.modeling.modeling_clipnd import ClipNDModel
-    from m3el_hf.modeling.processing_clipnd import ClipNDProcessor
-    from m3el_hf.sources import check_source, load_built
+    from m3el_hf.sources import load_built, load_model
 
     _hush()
-    check_source(options.model)
+    model, processor = load_model(options.model)
     data = load_built(options.data)
     if options.split not in data:
         raise M3ELError(f"{options.data} has no split {options.split!r}: it has {', '.join(data)}")
-    rows, model = data[options.split], ClipNDModel.from_pretrained(options.model)
-    collator = LinkingCollator(ClipNDProcessor.from_pretrained(options.model))
+    rows, collator = data[options.split], LinkingCollator(processor)
     control = ModelSystem("mention-blind control", model, collator, average_mention(model, collator, rows))
     table = evaluate([*BASELINES, ModelSystem("model", model, collator), control], rows, progress=True)
     provenance = {"data": options.data, "split": options.split, "model": options.model, **software()}

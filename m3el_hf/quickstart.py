@@ -68,7 +68,7 @@ def quickstart(options: QuickstartOptions, console: Console) -> RunReport:
     start = time.monotonic()
     data = _load_data(options, console)
     held_out = concatenate_datasets([data[split] for split in ("validation", "test") if split in data])
-    model, processor = start_model(options.base, options.head, data["train"])
+    model, processor = start_model(options.base, options.head, data["train"], options.seed)
     collator = LinkingCollator(processor)
     console.print(
         f"model: {model.num_parameters():,} parameters, head {options.head}, on {len(held_out)} held-out rows"

@@ -11,6 +11,9 @@ from m3el_hf.errors import M3ELError
 if TYPE_CHECKING:
     from datasets import DatasetDict
 
+    from m3el_hf.modeling.modeling_clipnd import ClipNDModel
+    from m3el_hf.modeling.processing_clipnd import ClipNDProcessor
+
 
 def check_source(name: str | Path) -> str:
     """Returns ``name`` if it is a folder or looks like a Hub id, ``user/name``.
@@ -50,3 +53,25 @@ def load_built(source: str | Path, config: str = "all") -> DatasetDict:
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise M3ELError(f"{source} is no dataset that m3el-hf data build wrote: {reason}") from error
+
+
+def load_model(source: str | Path) -> tuple[ClipNDModel, ClipNDProcessor]:
+    """Loads a saved model, onto the accelerator where there is one, and its processor.
+
+    Args:
+        source: A folder or a Hub id of a saved `ClipNDModel`.
+
+    Raises:
+        M3ELError: If it cannot be loaded.
+    """
+    from accelerate import Accelerator
+
+    from m3el_hf.modeling.modeling_clipnd import ClipNDModel
+    from m3el_hf.modeling.processing_clipnd import ClipNDProcessor
+
+    name = check_source(source)
+    try:
+        model, processor = ClipNDModel.from_pretrained(name), ClipNDProcessor.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise M3ELError(f"{source} is no saved model: {' '.join(str(error).split())}") from error
+    return model.to(Accelerator().device), processor

@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 
 from m3el_hf import M3ELError
-from m3el_hf.sources import check_source, is_built, load_built
+from m3el_hf.sources import check_source, is_built, load_built, load_model
+from tests.conftest import tiny_model
 
 
 def test_a_folder_and_a_hub_id_are_sources(tmp_path):
@@ -34,3 +35,17 @@ def test_what_was_not_built_is_named(tmp_path):
         load_built(tmp_path)
     with pytest.raises(M3ELError, match="is no dataset"):
         load_built(tmp_path, "no-such-config")
+
+
+def test_a_saved_model_comes_with_its_processor(processor, tmp_path):
+    saved = tiny_model(processor)
+    saved.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    model, loaded = load_model(tmp_path)
+    assert all(weight.equal(model.state_dict()[name].cpu()) for name, weight in saved.state_dict().items())
+    assert loaded.tokenizer("a band").input_ids == processor.tokenizer("a band").input_ids
+
+
+def test_what_is_no_model_is_named(store):
+    with pytest.raises(M3ELError, match=f"{store} is no saved model: [^\n]+$"):
+        load_model(store)

@@ -12,7 +12,7 @@ import torch
 from m3el_hf.errors import M3ELError
 from m3el_hf.modeling.modeling_clipnd import ClipNDModel
 from m3el_hf.modeling.processing_clipnd import ClipNDProcessor, ImageInput
-from m3el_hf.sources import check_source, load_built
+from m3el_hf.sources import load_built, load_model
 
 BATCH_SIZE = 64
 
@@ -58,18 +58,16 @@ class EntityLinker:
 
     @classmethod
     def from_pretrained(cls, path_or_id: str | Path, *, knowledge_base: str | Path) -> EntityLinker:
-        """Loads a model and a knowledge base.
+        """Loads a model, onto the accelerator where there is one, and a knowledge base.
 
         Args:
             path_or_id: A folder or a Hub id of a saved `ClipNDModel`.
             knowledge_base: A folder or a Hub id of a built dataset; its ``entities`` config is used.
 
         Raises:
-            M3ELError: If one of them is neither a folder nor a Hub id, or the knowledge base cannot be loaded.
+            M3ELError: If one of them is neither a folder nor a Hub id, or cannot be loaded.
         """
-        entities = load_built(knowledge_base, "entities")["train"]
-        check_source(path_or_id)
-        return cls(ClipNDModel.from_pretrained(path_or_id), ClipNDProcessor.from_pretrained(path_or_id), entities)
+        return cls(*load_model(path_or_id), load_built(knowledge_base, "entities")["train"])
 
     @torch.inference_mode()
     def __call__(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import torch
+from accelerate import Accelerator
 from datasets import Dataset
 
 from m3el_hf.errors import M3ELError
@@ -13,24 +15,27 @@ from m3el_hf.modeling.processing_clipnd import ClipNDProcessor
 from m3el_hf.sources import check_source
 
 
-def start_model(base: str | None, head: str, rows: Dataset) -> tuple[ClipNDModel, ClipNDProcessor]:
-    """Returns a model and its processor.
+def start_model(base: str | None, head: str, rows: Dataset, seed: int = 0) -> tuple[ClipNDModel, ClipNDProcessor]:
+    """Returns a model, on the accelerator where there is one, and its processor.
 
     Args:
         base: A CLIP checkpoint, a folder or a Hub id; None for a tiny model from scratch.
         head: The head of `ClipNDConfig`.
         rows: The training rows; a model from scratch learns its vocabulary from their texts.
+        seed: Seeds the weights that do not come from ``base``.
 
     Raises:
         M3ELError: If ``base`` is no CLIP checkpoint or cannot be had.
     """
+    torch.manual_seed(seed)
+    device = Accelerator().device
     if base is None:
         processor = ClipNDProcessor.tiny(_texts(rows))
         config = ClipNDConfig.tiny(len(processor.tokenizer), processor.tokenizer.eos_token_id, head=head)
-        return ClipNDModel(config), processor
+        return ClipNDModel(config).to(device), processor
     check_source(base)
     try:
-        return ClipNDModel.from_clip(base, head=head), ClipNDProcessor.from_pretrained(base)
+        return ClipNDModel.from_clip(base, head=head).to(device), ClipNDProcessor.from_pretrained(base)
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise M3ELError(f"cannot start from {base}: {reason}") from error

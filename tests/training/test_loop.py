@@ -121,7 +121,7 @@ def test_two_processes_train_and_agree(processor, store, tmp_path):
     script = tmp_path / "two.py"
     script.write_text(
         """
-import sys, torch
+import sys
 from accelerate import PartialState
 from datasets import load_dataset
 from m3el_hf.training.arguments import TrainingArguments
@@ -130,7 +130,6 @@ from m3el_hf.training.start import start_model
 
 store, output = sys.argv[1:]
 data = load_dataset(store)
-torch.manual_seed(0)
 model, processor = start_model(None, "clip", data["train"])
 settings = TrainingArguments(output, num_train_epochs=1, per_device_train_batch_size=8, evaluations=1)
 model, result = train(model, processor, data["train"].select(range(32)), data["validation"], settings, progress=False)

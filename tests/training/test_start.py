@@ -34,3 +34,11 @@ def test_what_is_no_clip_is_one_line(data, tmp_path):
         start_model(str(tmp_path), "clip", data["train"])
     with pytest.raises(M3ELError, match="no such folder: nowhere"):
         start_model("nowhere", "clip", data["train"])
+
+
+def test_the_seed_decides_the_weights(data):
+    def first_weights(seed):
+        return torch.cat([one.flatten() for one in start_model(None, "matching", data["train"], seed)[0].parameters()])
+
+    assert first_weights(1).equal(first_weights(1))
+    assert not first_weights(1).equal(first_weights(2))
