@@ -44,7 +44,8 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
     """Shows the defaults that say something: not that an option is off or unset."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        return action.help if action.default in (None, False) else super()._get_help_string(action)
+        unsaid = action.default is None or action.default is False  # 0 is a default worth showing
+        return action.help if unsaid else super()._get_help_string(action)
 
 
 def _hush() -> None:

@@ -28,10 +28,12 @@ def test_help_needs_no_heavy_import():
 
 def test_help_shows_only_defaults_that_say_something(capsys):
     with pytest.raises(SystemExit):
-        main(["evaluate", "--help"])
+        main(["quickstart", "--help"])
     printed = capsys.readouterr().out
-    assert "(default: test)" in printed
+    assert "(default: 4.0)" in printed
+    assert "(default: 0)" in printed  # the seed
     assert "None" not in printed
+    assert "False" not in printed
 
 
 def test_build_reports_what_it_left_out(tmp_path, capsys):

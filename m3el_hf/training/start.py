@@ -35,10 +35,11 @@ def start_model(base: str | None, head: str, rows: Dataset, seed: int = 0) -> tu
         return ClipNDModel(config).to(device), processor
     check_source(base)
     try:
-        return ClipNDModel.from_clip(base, head=head).to(device), ClipNDProcessor.from_pretrained(base)
+        model, processor = ClipNDModel.from_clip(base, head=head), ClipNDProcessor.from_pretrained(base)
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise M3ELError(f"cannot start from {base}: {reason}") from error
+    return model.to(device), processor
 
 
 def _texts(rows: Dataset) -> Iterator[str]:
