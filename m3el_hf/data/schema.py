@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from datasets import Features, Image, List, Value
 
 SPLITS: tuple[str, ...] = ("train", "validation", "test")
+
+NIL = "NIL"
+"""The answer of a mention whose entity the knowledge base does not have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +33,8 @@ class Picture:
 
 
 @dataclass(frozen=True, slots=True)
-class Candidate:
-    """One candidate entity of a mention. ``name`` is empty, the others are None, where the source has none."""
+class Entity:
+    """An entity, as a candidate of a mention or in a knowledge base. Missing: an empty name, and None elsewhere."""
 
     qid: str
     name: str
@@ -45,25 +49,26 @@ class Record:
     Attributes:
         id: Unique in its source and the same at every reading.
         source: File and row, for messages to people ("person.json row 12").
-        topic: One of `m3el_hf.tasks.TOPICS`.
+        topic: A short lower-case word; M³EL's are `m3el_hf.tasks.TOPICS`. None where the source has no topics.
         split: The released split, or None where the source has none.
         mention: The mention's name.
         context: Its sentence, or None.
         picture: Its picture, or None.
-        answer_qid: The gold entity; it stands among the candidates.
-        candidates: In the order in which the source lists them.
+        answer_qid: The gold entity, or `NIL`. It stands among the candidates, where there are some.
+        candidates: In the order in which the source lists them; empty where every entity of the source's knowledge
+            base is one.
         difficulty: Only some sources have it.
     """
 
     id: str
     source: str
-    topic: str
+    topic: str | None
     split: str | None
     mention: str
     context: str | None
     picture: Picture | None
     answer_qid: str
-    candidates: tuple[Candidate, ...]
+    candidates: tuple[Entity, ...]
     difficulty: str | None = None
 
 
@@ -84,6 +89,7 @@ ROW_FEATURES = Features(
         "difficulty": Value("string"),
         "gold_position_released": Value("int32"),
         "mention_image_is_gold": Value("bool"),
+        "mention_name_is_gold": Value("bool"),
         "image_urls": List(Value("string")),
         "licences": List(Value("string")),
     }
@@ -92,6 +98,13 @@ ROW_FEATURES = Features(
 ``licences`` list the mention's picture first, then the candidates'. What is missing is null."""
 
 IMAGE_COLUMNS: tuple[str, ...] = ("mention_image", "candidate_images")
+
+_CANDIDATE_COLUMNS = {name for name in ROW_FEATURES if name.startswith("candidate_")} | {
+    "answer",
+    "gold_position_released",
+}
+MENTION_FEATURES = Features({name: kind for name, kind in ROW_FEATURES.items() if name not in _CANDIDATE_COLUMNS})
+"""One row of the ``mentions`` config, for sources with a knowledge base: every entity of it is a candidate."""
 
 ENTITY_FEATURES = Features(
     {
@@ -108,9 +121,14 @@ ENTITY_FEATURES = Features(
 class Report:
     """What happened to the input of a build: nothing is dropped or missing without a count and a reason.
 
+    Every instance that a reader counts in ``read`` becomes one record or one line of ``skipped``, and likewise for the
+    entities of a knowledge base; a build checks that it is so.
+
     Attributes:
-        read: Instances found in the input.
+        read: Instances (mentions) found in the input.
         skipped: ``"file row N: reason"`` for each instance that could not be used.
+        entities_read: Entities found in the input's knowledge base, where it has one.
+        entities_skipped: ``"file row N: reason"`` for each entity that could not be used.
         unusable_images: The reason for each picture that a source names and that cannot be had: absent, broken,
             no picture at all. By file.
         counts: Anything else worth a line, by name.
@@ -118,5 +136,28 @@ class Report:
 
     read: int = 0
     skipped: list[str] = field(default_factory=list)
+    entities_read: int = 0
+    entities_skipped: list[str] = field(default_factory=list)
     unusable_images: dict[str, str] = field(default_factory=dict)
     counts: Counter[str] = field(default_factory=Counter)
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A raw format: how it is read, and what the card of data read from it has to say.
+
+    Attributes:
+        title: What the data is called.
+        records: Yields the mentions of a folder in a fixed order; takes the folder, a `Report` and options of its own.
+        entities: Yields the knowledge base that all mentions share; None where each mention has its own candidates.
+        about: What it is and where it comes from, in Markdown.
+        licence: Under what terms text and pictures stand, in Markdown.
+        citation: BibTeX of the works to cite.
+    """
+
+    title: str
+    records: Callable[..., Iterator[Record]]
+    entities: Callable[[Path, Report], Iterator[Entity]] | None = None
+    about: str = ""
+    licence: str = "The source states no licence."
+    citation: str = ""

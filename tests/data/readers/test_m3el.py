@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from m3el_hf.data.readers.m3el import read_m3el
-from m3el_hf.data.rows import collect
-from m3el_hf.data.schema import Record, Report
+from m3el_hf.data.schema import Picture, Record, Report
 from m3el_hf.errors import M3ELError
 from m3el_hf.tasks import TOPICS
 from tests.conftest import instance, write_release
@@ -49,15 +48,12 @@ def skipped(folder: Path, *instances: Any) -> list[str]:
     return report.skipped
 
 
-def unusable(folder: Path, image: Any) -> dict[str, str]:
-    """What a build reports of the mention picture of one row; the row itself stays."""
+def picture(folder: Path, image: Any) -> Picture:
+    """The mention picture of one row."""
     folder.mkdir(exist_ok=True)
-    (folder / "person.json").write_text(json.dumps([instance(0, images=False) | {"image": image}]))
-    collection = collect("m3el", folder)
-    (row,) = collection.rows("train")
-    assert row["mention_image"] is None
-    assert all(len(line.splitlines()) == 1 for line in collection.report.unusable_images.values())
-    return collection.report.unusable_images
+    (record,), report = read_text(folder, json.dumps([instance(0, images=False) | {"image": image}]))
+    assert report == Report(read=1)
+    return record.picture
 
 
 def test_an_instance_becomes_a_record(tmp_path):
@@ -154,11 +150,11 @@ def test_the_root_of_a_path_is_the_folder(tmp_path, root):
 
 def test_upper_case_extensions_are_kept(tmp_path):
     location = "/M3EL/person_candidates_images/Name 0-Q00/PHOTO.JPG"
-    write_release(tmp_path, [instance(0, image=["PHOTO.JPG", "https://example.org/PHOTO.JPG", location])])
-    collection = collect("m3el", tmp_path)
-    (row,) = collection.rows("train")
-    assert row["mention_image"]["bytes"] == (tmp_path / location.split("/", 2)[2]).read_bytes()
-    assert collection.report.unusable_images == {}
+    image = ["PHOTO.JPG", "https://example.org/PHOTO.JPG", location]
+    (record,), _ = read(write_release(tmp_path, [instance(0, image=image)]))
+    assert record.picture.path == tmp_path / location.split("/", 2)[2]
+    assert record.picture.path.is_file()
+    assert record.picture.flaw is None
 
 
 def test_what_is_missing_is_none(tmp_path):
@@ -174,9 +170,7 @@ def test_what_is_missing_is_none(tmp_path):
 
 @pytest.mark.parametrize("image", [None, [], "", ["", "", ""], [None, None, None]])
 def test_no_image_is_none_and_no_mistake(tmp_path, image):
-    (record,), report = read(write_release(tmp_path, [instance(0, images=False) | {"image": image}]))
-    assert record.picture is None
-    assert report.unusable_images == {}
+    assert picture(tmp_path, image) is None
 
 
 @pytest.mark.parametrize(
@@ -226,17 +220,55 @@ def test_a_broken_line_is_skipped_and_counted(tmp_path, broken):
     assert len(line.splitlines()) == 1
 
 
-def test_no_usable_row_is_a_mistake_that_names_the_first(tmp_path):
-    write_release(tmp_path, [instance(0, Qid=""), instance(1, Qid="")])
-    message = mistake(lambda: collect("m3el", tmp_path))
-    assert message.startswith(f"{tmp_path} holds 2 instances, none of them usable")
-    assert "person.json row 0: has no gold (field Qid)" in message
+def test_one_candidate_is_kept_and_counted(tmp_path):
+    few, more = instance(0), instance(1)
+    few["candidates"] = few["candidates"][:1]
+    records, report = read(write_release(tmp_path, [few, more]))
+    assert [len(record.candidates) for record in records] == [1, 3]
+    assert report.counts == {"rows with a single candidate: any model is right": 1}
 
 
-@pytest.mark.parametrize("text", ["", "  \n", "hello", "[1, 2", "\0", "[" * 100_000, "<html></html>", '[{"Qid": "Q1"'])
-def test_a_file_that_cannot_be_parsed_is_a_mistake(tmp_path, text):
+@pytest.mark.parametrize("difficulty", [0, "0", " 0\n"])
+def test_a_difficulty_may_be_a_number(tmp_path, difficulty):
+    (record,), _ = read(write_release(tmp_path, [instance(0, difficulty=difficulty)]))
+    assert record.difficulty == "0"
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["x" * 10_000, "a\0b\x1bc\x07d", "\u202bשלום\u202c عالم", "👩\u200d🚀 🇫🇷", "tab\tand\nline", "e\u0301 \ufeff"],
+)
+@pytest.mark.parametrize("form", ["json", "jsonl", "literal", "literal_lines"])
+def test_odd_texts_are_kept_as_they_are(tmp_path, name, form):
+    (record,), report = read(write_release(tmp_path, [instance(0, images=False, name=name, sentence=name)], form=form))
+    assert report == Report(read=1)
+    assert (record.mention, record.context) == (name, name)
+
+
+def test_control_characters_may_stand_unescaped(tmp_path):
+    text = json.dumps([instance(0, name="a@b")]).replace("@", "\0\n\t")
+    (record,), _ = read_text(tmp_path, text)
+    assert record.mention == "a\0\n\tb"
+
+
+def test_a_report_stays_readable_whatever_the_names(tmp_path):
+    (line,) = skipped(tmp_path, instance(0, Qid="Q\0\x1b[2J" + "9" * 10_000))
+    assert line.startswith("person.json row 1: its gold Q\ufffd\ufffd[2J999")
+    assert len(line) < 600
+
+
+@pytest.mark.parametrize("text", ["", "  \n", "hello", "\0", "<html></html>", "7", '"Q1"', "null"])
+def test_a_file_of_another_kind_is_a_mistake(tmp_path, text):
     message = mistake(lambda: read_text(tmp_path, text))
     assert message.startswith(f"{tmp_path / 'person.json'} is neither JSON, JSON lines nor Python literals")
+    assert message.endswith("mend it or fetch it again")
+
+
+@pytest.mark.parametrize("text", ["[1, 2", "[", "[" * 100_000, '[{"Qid": "Q1"', "[{'Qid': 'Q1'}, {'Qid': 'Q2"])
+def test_a_file_that_is_cut_off_is_a_mistake(tmp_path, text):
+    message = mistake(lambda: read_text(tmp_path, text))
+    assert message.startswith(str(tmp_path / "person.json"))
+    assert "is cut off" in message
     assert message.endswith("mend it or fetch it again")
 
 
@@ -279,76 +311,60 @@ def test_an_unknown_topic_beside_a_known_is_reported(tmp_path, name):
     assert [name in line for line in report.counts] == [True]
 
 
-def test_an_absent_picture_is_reported_by_its_file(tmp_path):
+def test_an_absent_picture_is_left_to_whoever_opens_it(tmp_path):
     write_release(tmp_path, [instance(0)])
     lost = tmp_path / "person_candidates_images" / "Name 0-Q00" / "Q01.png"
     lost.unlink()
-    collection = collect("m3el", tmp_path)
-    (row,) = collection.rows("train")
-    assert [image is None for image in row["candidate_images"]] == [qid == "Q01" for qid in row["candidate_qids"]]
-    assert collection.report.unusable_images == {str(lost): "is missing"}
+    ((record,), _) = read(tmp_path)
+    assert record.candidates[1].picture == Picture(path=lost, url="https://example.org/Q01.png")
 
 
 @pytest.mark.parametrize(
-    ("content", "reason"),
-    [(b"", "is empty (0 bytes)"), (b"<html>404</html>", "is not a picture"), (None, "cannot be decoded")],
+    "location", ["/M3EL/../secret.png", "/M3EL/a/../../secret.png", "../../secret.png", "/M3EL/.."]
 )
-def test_a_broken_picture_is_reported_by_its_file(tmp_path, content, reason):
-    write_release(tmp_path, [instance(0)])
-    broken = tmp_path / "person_candidates_images" / "Name 0-Q00" / "mention0.png"
-    broken.write_bytes(broken.read_bytes()[:-30] if content is None else content)
-    collection = collect("m3el", tmp_path)
-    (row,) = collection.rows("train")
-    assert row["mention_image"] is None
-    assert all(row["candidate_images"])
-    ((file, found),) = collection.report.unusable_images.items()
-    assert file == str(broken)
-    assert found.startswith(reason)
-
-
-@pytest.mark.parametrize("location", ["/M3EL/../secret.png", "/M3EL/a/../../secret.png", "../../secret.png"])
 def test_a_path_that_climbs_out_is_never_opened(tmp_path, location):
     Image.new("RGB", (4, 4)).save(tmp_path / "secret.png")
-    ((file, reason),) = unusable(tmp_path / "release", ["secret.png", "", location]).items()
-    assert file.endswith("secret.png")
-    assert reason == f"lies outside {tmp_path / 'release'}"
+    found = picture(tmp_path / "release", ["secret.png", "", location])
+    assert found.flaw == f"lies outside {tmp_path / 'release'}"
 
 
 def test_a_link_that_leads_out_is_never_opened(tmp_path):
     Image.new("RGB", (4, 4)).save(tmp_path / "secret.png")
-    (tmp_path / "release").mkdir()
-    (tmp_path / "release" / "link.png").symlink_to(tmp_path / "secret.png")
-    found = unusable(tmp_path / "release", ["", "", "/M3EL/link.png"])
-    assert found == {str(tmp_path / "release" / "link.png"): f"lies outside {tmp_path / 'release'}"}
+    release = tmp_path / "release"
+    release.mkdir()
+    (release / "link.png").symlink_to(tmp_path / "secret.png")
+    (release / "folder").symlink_to(tmp_path)
+    (release / "inside.png").symlink_to(release / "person.json")
+    for location in ("/M3EL/link.png", "/M3EL/folder/secret.png", "/M3EL/folder/release/link.png"):
+        assert picture(release, ["", "", location]).flaw == f"lies outside {release}"
+    for location in ("/M3EL/inside.png", "/M3EL/folder/release/a.png", "/M3EL/x/../a.png"):
+        assert picture(release, ["", "", location]).flaw is None
+
+
+def test_a_release_behind_a_link_is_its_own_inside(tmp_path):
+    write_release(tmp_path / "real", [instance(0)])
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    (record,), _ = read(tmp_path / "link")
+    assert record.picture.flaw is None
 
 
 @pytest.mark.parametrize(
     ("image", "file", "reason"),
     [
         (["a.png", "", ""], "a.png", "has no path"),
-        (["", "https://example.org/a.png", ""], "https://example.org/a.png", "has no path"),
+        (["", "https://example.org/a.png", ""], None, "has no path"),
         (["a.png", "https://example.org/a.png"], "a.png", "has no path"),
-        (["", "", "/M3EL/"], None, "is not a file"),
-        (["", "", "/M3EL/person.json"], "person.json", "is not a picture"),
-        (["", "", "/M3EL/a\0b.png"], "a\0b.png", "has an impossible path"),
-        (["", "", "/M3EL/" + "a" * 300 + ".png"], "a.png", "cannot be read"),
-        (["", "", "/M3EL//etc/passwd"], "etc/passwd", "is missing"),
-        ([1, 2, 3], None, "is not a file"),
+        (["", "", "/M3EL/"], "{}", None),
+        (["", "", "/M3EL/a\0b.png"], "{}/a\0b.png", "has an impossible path"),
+        (["", "", "/M3EL/" + "a" * 300 + ".png"], "{}/" + "a" * 300 + ".png", None),
+        (["", "", "/M3EL//etc/passwd"], "{}/etc/passwd", None),
+        ([1, 2, 3], "{}", None),
     ],
 )
-def test_odd_paths_are_reported(tmp_path, image, file, reason):
-    ((found, line),) = unusable(tmp_path, image).items()
-    assert found.endswith(file or str(tmp_path))
-    assert line.startswith(reason)
-
-
-def test_pictures_without_a_path_are_counted_one_by_one(tmp_path):
-    one = instance(0, images=False)
-    for number, candidate in enumerate(one["candidates"]):
-        candidate["image"] = [f"{number}.png", "", ""]
-    collection = collect("m3el", write_release(tmp_path, [one]))
-    list(collection.rows("train"))
-    assert len(collection.report.unusable_images) == 3
+def test_odd_paths_stay_in_the_folder_or_say_why_not(tmp_path, image, file, reason):
+    found = picture(tmp_path, image)
+    assert found.path == (None if file is None else Path(file.format(tmp_path)))
+    assert found.flaw == reason
 
 
 VALUES: st.SearchStrategy[Any] = st.recursive(

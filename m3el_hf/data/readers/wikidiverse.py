@@ -1,0 +1,288 @@
+"""WikiDiverse in its original forms, as JSON lists: passages with their mentions, and mentions with their candidates.
+
+A passage is ``[caption, image url, topic, [[mention, type, start, end, url], ...]]``; a mention with candidates is
+``[caption, image url, mention, type, left context, right context, gold url, candidates, topic, start, end]``. Entities
+are Wikipedia pages, so their ids here are the pages' addresses. The files name pictures by their addresses alone:
+none is there to be stored.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+from m3el_hf.data.readers import works
+from m3el_hf.data.readers.fields import (
+    UnusableRowError,
+    check_folder,
+    get_text,
+    name_answer,
+    note_unread,
+    skip_row,
+)
+from m3el_hf.data.readers.parsing import parse_elements
+from m3el_hf.data.schema import NIL, Entity, Picture, Reader, Record, Report
+from m3el_hf.errors import M3ELError
+
+PASSAGE = ("caption", "image", "topic", "mentions")
+MENTION = ("mention", "type", "start", "end", "url")
+CANDIDATES = ("caption", "image", "mention", "type", "left", "right", "url", "candidates", "topic", "start", "end")
+"""The fields of the three kinds of list, in their order."""
+
+_WIKI = "https://en.wikipedia.org/wiki/"
+_SPLITS = {"train": "train", "valid": "validation", "validation": "validation", "dev": "validation", "test": "test"}
+_HOLDING = "WikiDiverse's .json files"
+
+
+def read_passages(folder: Path | None, report: Report) -> Iterator[Record]:
+    """Yields the mentions of all passages, in the order of file name, passage and mention.
+
+    Args:
+        folder: The folder that holds the files.
+        report: Counts what is read and lists what is skipped.
+
+    Raises:
+        M3ELError: If the folder does not exist, holds no passages, or a file cannot be parsed at all.
+    """
+    return _with_own_ids(_passage_records(folder, report), report)
+
+
+def read_passage_entities(folder: Path | None, report: Report) -> Iterator[Entity]:
+    """Yields each page that some mention of a passage means, once, in the order of appearance.
+
+    Args:
+        folder: The folder that holds the files.
+        report: Counts the entities.
+
+    Raises:
+        M3ELError: As for `read_passages`.
+    """
+    golds = dict.fromkeys(record.answer_qid for record in _passage_records(folder, Report()))
+    for qid in golds:
+        if qid != NIL:
+            report.entities_read += 1
+            yield _entity(qid)
+
+
+def read_candidates(folder: Path | None, report: Report) -> Iterator[Record]:
+    """Yields the mentions with candidates, in the order of file name and row.
+
+    A candidate that comes twice is kept once. One that is the gold but for hyphens, which the candidates' names may
+    lack, counts as the gold. A mention of no entity has no gold among its candidates, so it is skipped.
+
+    Args:
+        folder: The folder that holds the files.
+        report: Counts what is read and lists what is skipped.
+
+    Raises:
+        M3ELError: If the folder does not exist, holds no mentions with candidates, or a file cannot be parsed at all.
+    """
+    return _with_own_ids(_candidate_records(folder, report), report)
+
+
+def _with_own_ids(records: Iterator[Record], report: Report) -> Iterator[Record]:
+    """Numbers the ids of mentions that share caption, picture and place, in the order in which they are read."""
+    seen: Counter[str] = Counter()
+    for record in records:
+        seen[record.id] += 1
+        if seen[record.id] > 1:
+            report.counts["mentions with the caption, picture and place of an earlier one"] += 1
+            record = replace(record, id=f"{record.id}-{seen[record.id]}")
+        yield record
+
+
+def _passage_records(folder: Path | None, report: Report) -> Iterator[Record]:
+    for path, split in _files(folder, report, PASSAGE, CANDIDATES):
+        for row, item in parse_elements(path, report):
+            source = f"{path.name} row {row}"
+            try:
+                passage = _fields(item, PASSAGE)
+                mentions = passage["mentions"]
+                if not isinstance(mentions, list | tuple) or not mentions:
+                    raise UnusableRowError("has no mentions")
+            except UnusableRowError as reason:
+                skip_row(report, source, reason)
+                continue
+            for k, mention in enumerate(mentions):
+                place = f"{source} mention {k}"
+                try:
+                    record = _record(passage | _fields(mention, MENTION), split, place)
+                except UnusableRowError as reason:
+                    skip_row(report, place, reason)
+                    continue
+                report.read += 1
+                yield record
+
+
+def _candidate_records(folder: Path | None, report: Report) -> Iterator[Record]:
+    for path, split in _files(folder, report, CANDIDATES, PASSAGE):
+        for row, item in parse_elements(path, report):
+            source = f"{path.name} row {row}"
+            try:
+                record, twice = _record_with_candidates(_fields(item, CANDIDATES), split, source)
+            except UnusableRowError as reason:
+                skip_row(report, source, reason)
+                continue
+            report.read += 1
+            if twice:
+                report.counts["candidates listed twice, kept once"] += twice
+            if len(record.candidates) == 1:
+                report.counts["rows with a single candidate: any model is right"] += 1
+            yield record
+
+
+def _files(
+    folder: Path | None, report: Report, form: tuple[str, ...], other: tuple[str, ...]
+) -> list[tuple[Path, str | None]]:
+    """The files whose rows have a form, with their split. The first row that can be parsed tells a file's form."""
+    folder = check_folder(folder, _HOLDING)
+    found, others = [], []
+    for path in sorted(folder.glob("*.json")):
+        item = next((item for _, item in parse_elements(path, Report())), None)
+        fields = len(item) if isinstance(item, list | tuple) else 0
+        if fields == len(form):
+            found.append((path, _split(path.stem)))
+        elif fields == len(other):
+            others.append(path.name)
+    note_unread(folder, {path for path, _ in found}, report, f"it holds no lists of {len(form)} fields")
+    if not found:
+        names = {len(PASSAGE): "wikidiverse", len(CANDIDATES): "wikidiverse-candidates"}
+        hint = f"; {', '.join(others)}: read with {names[len(other)]}" if others else ""
+        raise M3ELError(f"{folder} holds no .json file whose rows are [{', '.join(form)}]{hint}")
+    return found
+
+
+def _split(stem: str) -> str | None:
+    """The split that a file name tells: ``valid_w_10cands`` is validation; None if it tells none, or several."""
+    words = re.findall(r"[a-z]+", stem.lower())
+    splits = {_SPLITS[word] for word in words if word in _SPLITS}
+    return splits.pop() if len(splits) == 1 else None
+
+
+def _fields(item: Any, names: tuple[str, ...]) -> dict[str, Any]:
+    if not isinstance(item, list | tuple):
+        raise UnusableRowError(f"is a {type(item).__name__}, not [{', '.join(names)}]")
+    if len(item) != len(names):
+        raise UnusableRowError(f"has {len(item)} fields, not {len(names)}: [{', '.join(names)}]")
+    return dict(zip(names, item, strict=True))
+
+
+def _record(fields: dict[str, Any], split: str | None, source: str) -> Record:
+    """Makes a record without candidates of the fields that both forms share."""
+    mention = get_text(fields, "mention")
+    if mention is None:
+        raise UnusableRowError("has no mention name (field mention)")
+    address = get_text(fields, "url")
+    if address is None:
+        raise UnusableRowError("has no gold (field url)")
+    image = get_text(fields, "image")
+    context = get_text(fields, "caption")
+    key = json.dumps([context, image, get_text(fields, "start")])
+    return Record(
+        id=hashlib.sha256(key.encode()).hexdigest()[:16],
+        source=source,
+        topic=_slug(get_text(fields, "topic")),
+        split=split,
+        mention=mention,
+        context=context,
+        picture=None if image is None else Picture(url=_clean(image), flaw="is not downloaded"),
+        answer_qid=NIL if name_answer(address) == NIL else _page(address),
+        candidates=(),
+    )
+
+
+def _record_with_candidates(fields: dict[str, Any], split: str | None, source: str) -> tuple[Record, int]:
+    """Makes a record with candidates; also returns how many of them were listed before."""
+    record = _record(fields, split, source)
+    if record.answer_qid == NIL:
+        raise UnusableRowError("its answer is NIL: no candidate is right")
+    items = fields["candidates"]
+    if not isinstance(items, list | tuple) or not items:
+        raise UnusableRowError("has no candidates")
+    listed = [_candidate(item) for item in items]
+    pages = list(dict.fromkeys(listed))
+    if record.answer_qid not in pages:
+        gold = _loose(record.answer_qid)
+        place = next((place for place, page in enumerate(pages) if _loose(page) == gold), None)
+        if place is None:
+            raise UnusableRowError(f"its gold {record.answer_qid} is not among its candidates")
+        pages[place] = record.answer_qid
+    record = replace(
+        record,
+        topic=record.topic or "other",
+        context=record.context or _join(fields, record.mention),
+        candidates=tuple(_entity(page) for page in pages),
+    )
+    return record, len(listed) - len(pages)
+
+
+def _candidate(item: Any) -> str:
+    """The page of a candidate: its address or title, alone or as the first item of a list."""
+    first = next(iter(item), None) if isinstance(item, list | tuple) else item
+    address = get_text({"candidates": first}, "candidates") if isinstance(first, str) else None
+    if address is None:
+        raise UnusableRowError("has a candidate without an address")
+    return _page(address)
+
+
+def _join(fields: dict[str, Any], mention: str) -> str:
+    """The mention between its contexts, which are texts or lists of words."""
+    sides = [fields[side] if isinstance(fields[side], list | tuple) else [fields[side]] for side in ("left", "right")]
+    left, right = (" ".join(str(word) for word in side if word) for side in sides)
+    return get_text({"context": f"{left} {mention} {right}"}, "context") or mention
+
+
+def _clean(address: str) -> str:
+    """An address without what some have before it by mistake: ``nhttps``, ``hhttps``, ``]https``, ``ttps``."""
+    return re.sub(r"^.*?h?ttps?://", "https://", address, count=1, flags=re.DOTALL)
+
+
+def _page(address: str) -> str:
+    """The one address of a Wikipedia page, however it is written; a bare title is one of English Wikipedia."""
+    page = unquote(_clean(address)).replace(" ", "_")
+    return page if "://" in page else _WIKI + page
+
+
+def _loose(page: str) -> str:
+    return page.replace("-", "_")
+
+
+def _entity(page: str) -> Entity:
+    title = page.partition("/wiki/")[2] or page.rstrip("/").rpartition("/")[2]
+    return Entity(page, title.replace("_", " "))
+
+
+def _slug(topic: str | None) -> str | None:
+    """A topic in lower case, with a hyphen for whatever is neither a letter of a to z nor a digit; None if empty."""
+    return re.sub(r"[^a-z0-9]+", "-", (topic or "").lower()).strip("-") or None
+
+
+_ABOUT = """WikiDiverse ([repository](https://github.com/wangxw5/wikiDiverse)): captions of Wikinews pictures, with
+mentions of many types linked to English Wikipedia. """
+_NO_PICTURES = "The files name the pictures by their addresses and hold none."
+_LICENCE = """CC BY-SA 4.0, as its repository states. The pictures, which are not part of the files, stand under
+licences of their own."""
+
+WIKIDIVERSE = Reader(
+    title="WikiDiverse",
+    records=read_passages,
+    entities=read_passage_entities,
+    about=f"{_ABOUT}These are the passages; all pages that some mention means are the knowledge base. {_NO_PICTURES}",
+    licence=_LICENCE,
+    citation=works.WIKIDIVERSE,
+)
+
+WIKIDIVERSE_CANDIDATES = Reader(
+    title="WikiDiverse with candidates",
+    records=read_candidates,
+    about=f"{_ABOUT}These are the mentions with retrieved candidates. {_NO_PICTURES}",
+    licence=_LICENCE,
+    citation=works.WIKIDIVERSE,
+)

@@ -1,0 +1,142 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from m3el_hf.data.readers.fields import (
+    UnusableRowError,
+    check_folder,
+    find_path_flaw,
+    get_text,
+    name_answer,
+    note_unread,
+    skip_entity,
+    skip_row,
+)
+from m3el_hf.data.schema import NIL, Report
+from m3el_hf.errors import M3ELError
+
+quick = settings(deadline=None, max_examples=200, database=None)
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (" \n", None),
+        ("", None),
+        (None, None),
+        (0, "0"),
+        (" a\0b\tc\nd ", "a\0b\tc\nd"),
+        ("é\u2028x", "é\u2028x"),
+        ("x" * 10_000, "x" * 10_000),
+    ],
+)
+def test_a_text_is_stripped_and_otherwise_kept(value, expected):
+    assert get_text({"a": value}, "a") == expected
+    assert get_text({}, "a") is None
+
+
+def test_half_a_character_is_no_text():
+    with pytest.raises(UnusableRowError, match=r"has text that is not Unicode \(field a\)"):
+        get_text({"a": "\ud83d"}, "a")
+
+
+@pytest.mark.parametrize("answer", ["nil", "NIL", "Nil"])
+def test_no_entity_has_one_name(answer):
+    assert name_answer(answer) == NIL
+    assert name_answer(f"{answer}s") == f"{answer}s"
+
+
+@given(place=st.text(), reason=st.text(max_size=2000))
+@quick
+def test_a_reason_is_one_short_printable_line(place, reason):
+    report = Report()
+    skip_row(report, place, reason)
+    skip_entity(report, place, reason)
+    assert (report.read, report.entities_read) == (1, 1)
+    (line,) = report.skipped
+    assert report.entities_skipped == [line]
+    assert line.isprintable() and len(line) <= 501
+
+
+def test_what_is_no_folder_is_a_mistake(tmp_path):
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path / "absent", tmp_path / "file"):
+        with pytest.raises(M3ELError, match="no such folder: .*; pass the folder that holds x"):
+            check_folder(folder, "x")
+    with pytest.raises(M3ELError, match="no folder to read: pass the folder that holds x"):
+        check_folder(None, "x")
+    assert check_folder(tmp_path, "x") == tmp_path
+
+
+def test_files_that_are_not_read_are_counted(tmp_path):
+    for name in ("a.json", "b.json", "c.jsonl", "d.txt"):
+        (tmp_path / name).write_text("")
+    report = Report()
+    note_unread(tmp_path, {tmp_path / "a.json"}, report, "it is odd")
+    assert report.counts == {f"file {name} not read: it is odd": 1 for name in ("b.json", "c.jsonl")}
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A release with links that stay in it and links that lead out of it, beside what it must not see."""
+    root = tmp_path_factory.mktemp("tree")
+    (root / "release" / "a" / "b").mkdir(parents=True)
+    (root / "release2").mkdir()
+    for file in ("secret", "release2/secret", "release/x", "release/a/x", "release/a/b/x"):
+        (root / file).write_text("")
+    links = {
+        "out": root / "secret",
+        "up": root,
+        "near": root / "release2",
+        "a/in": root / "release" / "x",
+        "a/back": root / "release",
+        "loop": root / "release" / "loop",
+        "broken": root / "nowhere",
+        "inner": Path("a") / "b",
+    }
+    for name, target in links.items():
+        (root / "release" / name).symlink_to(target)
+    return root
+
+
+PARTS = ["..", ".", "a", "b", "x", "secret", "release", "release2", "out", "up", "near", "in", "back", "loop", "broken"]
+PARTS += ["inner", "absent"]
+
+
+@given(parts=st.lists(st.sampled_from(PARTS), max_size=6))
+@quick
+def test_a_path_is_flawed_just_if_it_leads_out(tree, parts):
+    folder = tree / "release"
+    path = folder.joinpath(*parts)
+    inside = Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
+    assert find_path_flaw(path, folder) == (None if inside else f"lies outside {folder}")
+
+
+@pytest.mark.parametrize(
+    ("part", "inside"),
+    [("x", True), ("a/in", True), ("a/back/a/x", True), ("inner/x", True), ("absent/x", True), (".", True)]
+    + [(part, False) for part in ("out", "up/secret", "near/secret", "..", "../secret", "../release2/x", "broken")]
+    + [("/etc/passwd", False), ("up/release/x", True), ("../release/x", True)],
+)
+def test_paths_and_links_are_followed(tree, part, inside):
+    assert (find_path_flaw(tree / "release" / part, tree / "release") is None) == inside
+
+
+def test_an_impossible_path_is_flawed(tmp_path):
+    assert find_path_flaw(tmp_path / "a\0b", tmp_path) == "has an impossible path"
+    assert find_path_flaw(tmp_path / ("a" * 5000), tmp_path) is None  # whoever opens it learns
+
+
+def test_a_relative_folder_is_its_own_inside(tmp_path, monkeypatch):
+    for part in "ab":
+        (tmp_path / part).mkdir()
+        (tmp_path / part / "pictures").symlink_to({"a": Path("."), "b": Path("..")}[part])
+        monkeypatch.chdir(tmp_path / part)
+        assert find_path_flaw(Path("x.png"), Path(".")) is None
+        assert find_path_flaw(Path("../x.png"), Path(".")) == "lies outside ."
+        assert find_path_flaw(Path("pictures/x.png"), Path(".")) == {"a": None, "b": "lies outside ."}[part]
