@@ -10,14 +10,14 @@ import io
 import random
 from collections import ChainMap
 from collections.abc import Callable, Iterator, Sequence
-from itertools import count, cycle, islice
+from itertools import count, cycle, islice, permutations
 from operator import ne
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from m3el_hf.data.schema import Candidate, Picture, Record
+from m3el_hf.data.schema import Entity, Picture, Record
 from m3el_hf.errors import M3ELError
 from m3el_hf.tasks import TOPICS
 
@@ -103,7 +103,7 @@ DECADES: Words = {
     for tens, word in enumerate("twenties thirties forties fifties sixties seventies eighties nineties".split(), 2)
 }
 
-# A name is a word of its topic and a word of all: no two topics share a name, so none is tied to another's split.
+# A name is a word of its topic and one or two of all: no two topics share a name, so none is tied to another's split.
 FIRST_WORDS: dict[str, str] = {
     "movies": "Midnight Hollow Distant Restless Broken Lonely Final Hidden Burning Sleeping Stolen Endless",
     "common": "Merry Humble Faithful Jolly Proud Gentle Lucky Trusty Nimble Honest Cosy Sturdy",
@@ -209,6 +209,7 @@ PATTERN_MASKS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
 }
 
 SIDE = 64
+AXIS = np.arange(SIDE)
 GROUP_SIZES = (3, 4)
 MENTIONS_PER_ENTITY = (2, 3)
 MISSING_PICTURES = 0.02
@@ -216,12 +217,14 @@ FIRST_QID = 9_000_000
 
 # One table of all, as no two attributes share a value.
 WORDS = ChainMap(SHAPES, COLOURS, PATTERNS, PLACES, DECADES, *ROLES.values())
-NAMES: dict[str, list[str]] = {
-    topic: [f"{first} {last}" for first in firsts.split() for last in LAST_WORDS.split()]
-    for topic, firsts in FIRST_WORDS.items()
-}
-# What the names last for if every group is as small as they come.
-MOST_INSTANCES = len(TOPICS) * min(map(len, NAMES.values())) * GROUP_SIZES[0] * MENTIONS_PER_ENTITY[0]
+# What the names last for if every group is as small as they come: n last words make n * n endings of one or two.
+MOST_INSTANCES = (
+    len(TOPICS)
+    * min(len(firsts.split()) for firsts in FIRST_WORDS.values())
+    * len(LAST_WORDS.split()) ** 2
+    * GROUP_SIZES[0]
+    * MENTIONS_PER_ENTITY[0]
+)
 
 
 class _Traits(NamedTuple):
@@ -267,16 +270,24 @@ def _read_topic(topic: str, seed: int) -> Iterator[Record]:
     rng = random.Random(f"{seed} {topic}")
     start, step = TOPICS.index(topic), len(TOPICS)
     rows, qids = count(start, step), count(FIRST_QID + start, step)
-    for name in rng.sample(NAMES[topic], len(NAMES[topic])):
+    for name in _draw_names(rng, topic):
         traits = {f"Q{next(qids)}": drawn for drawn in _draw_namesakes(rng, topic)}
         candidates = [
-            Candidate(qid, name, _write(rng, DESCRIPTIONS[topic], name, drawn), _draw_picture(rng, drawn))
+            Entity(qid, name, _write(rng, DESCRIPTIONS[topic], name, drawn), _draw_picture(rng, drawn))
             for qid, drawn in traits.items()
         ]
         golds = [gold for gold in candidates for _ in range(rng.randint(*MENTIONS_PER_ENTITY))]
         for gold in rng.sample(golds, len(golds)):
             others = rng.sample([other for other in candidates if other is not gold], 2)
             yield _make_record(rng, topic, next(rows), traits[gold.qid], (gold, *others))
+
+
+def _draw_names(rng: random.Random, topic: str) -> Iterator[str]:
+    """Yields every name of a topic once, those of two words before those of three."""
+    words = LAST_WORDS.split()
+    for endings in (words, [" ".join(pair) for pair in permutations(words, 2)]):
+        names = [f"{first} {ending}" for first in FIRST_WORDS[topic].split() for ending in endings]
+        yield from rng.sample(names, len(names))
 
 
 def _draw_namesakes(rng: random.Random, topic: str) -> list[_Traits]:
@@ -297,9 +308,7 @@ def _draw_apart(rng: random.Random, tables: Sequence[Words], size: int) -> list[
     return drawn
 
 
-def _make_record(
-    rng: random.Random, topic: str, row: int, traits: _Traits, candidates: tuple[Candidate, ...]
-) -> Record:
+def _make_record(rng: random.Random, topic: str, row: int, traits: _Traits, candidates: tuple[Entity, ...]) -> Record:
     gold = candidates[0]
     return Record(
         id=f"mini-{topic}-{gold.qid}-{row}",
@@ -328,26 +337,28 @@ def _with_article(phrase: str) -> str:
 
 
 def _draw_picture(rng: random.Random, traits: _Traits) -> Picture:
-    """Draws a look afresh: no two drawings agree in place, size, turn, tint and noise."""
+    """Draws a look afresh: no two drawings agree in place, size, turn, tint and noise.
+
+    It comes uncompressed, as whoever stores it compresses it, and can do so elsewhere than where worlds are drawn.
+    """
     image = Image.fromarray(_draw_ground(rng, traits.pattern))
     middle = complex(rng.uniform(22, 42), rng.uniform(22, 42))
     points = middle + rng.uniform(13, 19) * np.exp(1j * rng.uniform(-0.4, 0.4)) * OUTLINES[traits.shape]
-    corners = [(point.real, point.imag) for point in points]
+    corners = points.view(np.float64).tolist()  # x, y, x, y and so on
     ImageDraw.Draw(image).polygon(corners, fill=_vary(rng, INKS[traits.colour]), outline=EDGE)
-    noise = np.frombuffer(rng.randbytes(SIDE * SIDE), np.uint8).reshape(SIDE, SIDE, 1) // 16
+    noise = (np.frombuffer(rng.randbytes(SIDE * SIDE), np.uint8) // 16).repeat(3).reshape(SIDE, SIDE, 3)
     file = io.BytesIO()
-    Image.fromarray(np.minimum(np.asarray(image), 240) + noise).save(file, "PNG")  # 240 + 15 still fits a byte
+    Image.fromarray(np.minimum(np.asarray(image), 240) + noise).save(file, "BMP")  # 240 + 15 still fits a byte
     return Picture(data=file.getvalue())
 
 
 def _draw_ground(rng: random.Random, pattern: str) -> np.ndarray:
     """Draws a pattern in two shades of one tint, as uint8 [SIDE, SIDE, 3]."""
-    y, x = np.indices((SIDE, SIDE))
-    moved = x - rng.uniform(10, 54) + 1j * (y - rng.uniform(10, 54))
+    moved = (AXIS - rng.uniform(10, 54)) + 1j * (AXIS[:, None] - rng.uniform(10, 54))
     plane = moved * rng.uniform(0.45, 0.65) * np.exp(1j * rng.uniform(-0.3, 0.3))
     dark = PATTERN_MASKS[pattern](plane.real, plane.imag)
     tint = np.array(_vary(rng, GROUND))
-    return np.where(dark[..., None], 0.75 * tint, tint).astype(np.uint8)
+    return np.array([tint, 0.75 * tint]).astype(np.uint8).take(dark.view(np.uint8), axis=0)
 
 
 def _vary(rng: random.Random, colour: tuple[int, int, int]) -> tuple[int, ...]:

@@ -1,20 +1,24 @@
 from __future__ import annotations
 
+import hashlib
 import io
 import random
 import re
+import tracemalloc
 from collections import Counter, defaultdict
-from collections.abc import Callable
-from itertools import combinations
+from collections.abc import Callable, Iterable
+from itertools import chain, combinations, islice
 from string import Formatter
 
 import numpy as np
+import PIL
 import pytest
 from PIL import Image
 
 from m3el_hf.data import mini
+from m3el_hf.data.images import PictureStore
 from m3el_hf.data.mini import read_mini
-from m3el_hf.data.schema import Candidate, Picture, Record
+from m3el_hf.data.schema import Entity, Picture, Record
 from m3el_hf.errors import M3ELError
 from m3el_hf.tasks import TOPICS
 
@@ -29,7 +33,7 @@ def pictures_of(record: Record) -> list[Picture]:
     return [picture for picture in (record.picture, *shown) if picture]
 
 
-def accuracy(world: list[Record], score: Callable[[Record, Candidate], float]) -> float:
+def accuracy(world: list[Record], score: Callable[[Record, Entity], float]) -> float:
     """How often the gold scores highest, each tie counted by its probability."""
     hits = []
     for record in world:
@@ -60,6 +64,85 @@ def test_same_arguments_give_the_same_world(world):
 
 def test_a_larger_world_starts_with_the_smaller(world):
     assert list(read_mini(instances=33)) == world[:33]
+
+
+def digest(parts: Iterable[bytes]) -> str:
+    """Of the parts, each behind its length."""
+    whole = hashlib.sha256()
+    for part in parts:
+        whole.update(len(part).to_bytes(8, "big") + part)
+    return whole.hexdigest()[:24]
+
+
+def test_worlds_are_still_those_of_the_first_version(world):
+    """Also of how often the pictures roll the dice, since the texts after a picture depend on it."""
+    texts = (
+        repr(value).encode()
+        for record in world
+        for value in (
+            *(record.id, record.source, record.topic, record.split, record.mention, record.context),
+            *(record.answer_qid, record.difficulty),
+            [(candidate.qid, candidate.name, candidate.description) for candidate in record.candidates],
+        )
+    )
+    assert digest(texts) == "2c2a0bc9a7bb1a928af82683"
+
+
+@pytest.mark.skipif(PIL.__version__ != "13.0.0", reason="the outline of a polygon differs between releases of Pillow")
+def test_pictures_are_still_those_of_the_first_version(world):
+    shown = ((record.picture, *(candidate.picture for candidate in record.candidates)) for record in world)
+    pixels = (b"None" if picture is None else opened(picture).tobytes() for row in shown for picture in row)
+    assert digest(pixels) == "0643d18e2f5670cf077bdc83"
+
+
+def test_pictures_are_stored_as_png(world):
+    store = PictureStore()
+    for picture in islice(chain.from_iterable(map(pictures_of, world)), 100):
+        file = io.BytesIO()
+        Image.fromarray(np.asarray(opened(picture))).save(file, "PNG")
+        assert store.stored_bytes(picture) == file.getvalue()
+
+
+@pytest.mark.parametrize("topic", TOPICS)
+def test_names_last(topic):
+    drawn = list(mini._draw_names(random.Random(0), topic))
+    lengths = [len(name.split()) for name in drawn]
+    assert lengths == [2] * 480 + [3] * 18_720
+    assert len(set(drawn)) == len(drawn)
+    assert all(len(set(name.split())) == len(name.split()) for name in drawn)
+    smallest = mini.GROUP_SIZES[0] * mini.MENTIONS_PER_ENTITY[0]
+    assert mini.MOST_INSTANCES == len(drawn) * len(TOPICS) * smallest >= 100_000
+
+
+def test_first_words_belong_to_one_topic():
+    words = [word for firsts in mini.FIRST_WORDS.values() for word in firsts.split()]
+    assert len(set(words)) == len(words)
+    assert not set(words) & set(mini.LAST_WORDS.split())
+
+
+def test_a_world_goes_on_when_the_names_of_two_words_are_used_up(monkeypatch):
+    monkeypatch.setattr(mini, "LAST_WORDS", "Lantern Kestrel")  # 24 short names and as many long ones a topic
+    names = defaultdict(dict)  # of a topic, as they come
+    for record in read_mini(instances=5 * 300):
+        names[record.topic][record.mention] = len(record.mention.split())
+    for lengths in (list(known.values()) for known in names.values()):
+        assert len(lengths) > 24
+        assert lengths == [2] * 24 + [3] * (len(lengths) - 24)
+
+
+def test_a_world_is_never_held():
+    tracemalloc.start()
+    try:
+        for _ in read_mini(instances=100):
+            pass
+        start, _ = tracemalloc.get_traced_memory()
+        tracemalloc.reset_peak()
+        for _ in read_mini(instances=400):
+            pass
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak - start < 2_000_000  # the pictures of 400 rows take 7 MB
 
 
 def test_another_seed_gives_another_world(world):
@@ -120,7 +203,7 @@ def test_pictures_decode(world):
         for picture in pictures_of(record):
             image = opened(picture)
             image.load()
-            assert (image.format, image.mode, image.size) == ("PNG", "RGB", (64, 64))
+            assert (image.format, image.mode, image.size) == ("BMP", "RGB", (64, 64))
 
 
 def test_no_mention_shows_a_picture_of_a_candidate(world):

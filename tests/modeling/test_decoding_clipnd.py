@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -13,7 +14,14 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from m3el_hf.modeling import decoding_clipnd
-from m3el_hf.modeling.decoding_clipnd import ALLOWED_FORMATS, MAX_PIXELS, UnusableImageError, decode_image, to_rgb
+from m3el_hf.modeling.decoding_clipnd import (
+    ALLOWED_FORMATS,
+    MAX_BYTES,
+    MAX_PIXELS,
+    UnusableImageError,
+    decode_image,
+    to_rgb,
+)
 
 WHITE = (255, 255, 255)
 CORNERS = np.array([[[250, 0, 0], [0, 250, 0], [0, 0, 250]], [[9, 9, 9], [90, 90, 90], [200, 200, 0]]], dtype=np.uint8)
@@ -52,14 +60,15 @@ def reason(source: bytes | str | Path) -> str:
 
 def check_outcome(data: bytes) -> None:
     """A picture in RGB or one line that says why not; pytest fails on whatever else is raised."""
-    try:
-        image = decode_image(data)
-    except UnusableImageError as error:
-        assert len(str(error).splitlines()) == 1
-    else:
-        assert image.mode == "RGB"
-        assert min(image.size) > 0
-        image.tobytes()
+    for short_side in (None, 1):
+        try:
+            image = decode_image(data, short_side)
+        except UnusableImageError as error:
+            assert len(str(error).splitlines()) == 1
+        else:
+            assert image.mode == "RGB"
+            assert min(image.size) > 0
+            image.tobytes()
 
 
 @pytest.mark.parametrize("form", ALLOWED_FORMATS)
@@ -203,10 +212,109 @@ def test_the_cap_is_the_last_size_that_decodes(monkeypatch):
     assert reason(encoded(photo((11, 11)))) == "has 11 x 11 pixels, over 110"
 
 
-@pytest.mark.parametrize("name", ["absent.png", ".", "a\0b.png", "\ud800.png", "a" * 5000])
-def test_a_path_that_cannot_be_read_is_unusable(tmp_path, name):
+@pytest.mark.parametrize("form", ["JPEG", "PNG"])
+def test_the_cap_is_of_the_whole_picture_and_not_of_the_part_wanted(form, monkeypatch):
+    data = encoded(photo((64, 64)), form)
+    monkeypatch.setattr(decoding_clipnd, "MAX_PIXELS", 4000)
+    with pytest.raises(UnusableImageError, match="has 64 x 64 pixels, over 4,000"):
+        decode_image(data, short_side=8)
+
+
+def smooth(size: tuple[int, int]) -> Image.Image:
+    """A picture that looks the same at every size, with a left, a right, an upper and a lower end."""
+    across, down = Image.linear_gradient("L").rotate(90).resize(size), Image.linear_gradient("L").resize(size)
+    return Image.merge("RGB", (across, down, Image.new("L", size, 90)))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"exif": True}])
+@pytest.mark.parametrize(
+    ("short_side", "size"), [(122, (500, 243)), (121, (250, 122)), (60, (125, 61)), (30, (63, 31)), (1, (63, 31))]
+)
+def test_a_large_jpeg_is_decoded_at_a_fraction(mode, options, short_side, size):
+    if options.get("exif"):
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        options, size = {"exif": exif}, size[::-1]
+    data = encoded(smooth((500, 243)).convert(mode), "JPEG", quality=95, **options)
+    found, whole = decode_image(data, short_side=short_side), decode_image(data)
+    assert (found.mode, found.size) == ("RGB", size)
+    assert min(size) >= short_side
+    difference = np.asarray(found.resize(whole.size), dtype=int) - np.asarray(whole, dtype=int)
+    assert np.abs(difference).mean() < 4  # of 255; a fraction is rounded up, so a small one is a little stretched
+
+
+@given(width=st.integers(1, 300), height=st.integers(1, 300), short_side=st.integers(1, 300))
+@quick
+def test_no_fraction_is_below_what_is_wanted(width, height, short_side):
+    found = decode_image(encoded(Image.new("RGB", (width, height)), "JPEG"), short_side=short_side)
+    assert min(found.size) >= min(short_side, width, height)
+    assert found.width / width == pytest.approx(found.height / height, abs=1 / min(width, height))
+
+
+@pytest.mark.parametrize("short_side", [None, 10])
+def test_inverted_jpeg_inks_keep_their_colours(short_side):
+    """Adobe writes 255 minus ink, as CMYK or turned into YCCK; the marker says which."""
+    data = encoded(Image.new("CMYK", (160, 160), (0, 255, 255, 0)), "JPEG", quality=95)
+    marker = data.index(b"Adobe")
+    assert data[marker + 11] == 0
+    assert np.abs(np.subtract(decode_image(data, short_side).getpixel((8, 8)), (255, 0, 0))).max() < 8
+    # Planes of 255, 0 and 0 would be red 76, green 255 and blue 28 in a JPEG of RGB: in YCCK, so much of each ink.
+    ycck = data[: marker + 11] + b"\x02" + data[marker + 12 :]
+    assert np.abs(np.subtract(decode_image(ycck, short_side).getpixel((8, 8)), (179, 0, 227))).max() < 8
+
+
+@pytest.mark.parametrize("form", ["PNG", "GIF", "BMP", "TIFF", "WEBP"])
+def test_other_formats_come_in_full(form):
+    assert decode_image(encoded(photo((90, 80)), form), short_side=8).size == (90, 80)
+
+
+def test_a_camera_picture_with_a_second_one_behind_is_decoded_at_a_fraction():
+    data = encoded(photo((160, 120)), "MPO", save_all=True, append_images=[photo((160, 120))])
+    assert decode_image(data, short_side=30).size == (40, 30)
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("left", [0.3, 0.7, 0.99])
+def test_a_fraction_of_a_truncated_jpeg_is_refused(progressive, left):
+    data = encoded(photo((320, 240)), "JPEG", progressive=progressive)
+    with pytest.raises(UnusableImageError, match="truncated"):
+        decode_image(data[: int(left * len(data))], short_side=1)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("absent.png", "is missing"),
+        ("file/absent.png", "is missing"),
+        ("broken_link.png", "is missing"),
+        (".", "is not a file"),
+        ("pipe.png", "is not a file"),
+        ("huge.png", f"has {2**40:,} bytes, over {MAX_BYTES:,}"),
+        ("endless_link.png", "cannot be read ("),
+        ("a\0b.png", "cannot be read ("),
+        ("\ud800.png", "cannot be read ("),
+        ("a" * 5000, "cannot be read ("),
+    ],
+)
+def test_a_path_that_cannot_be_read_is_unusable(tmp_path, name, expected):
+    (tmp_path / "file").touch()
+    (tmp_path / "broken_link.png").symlink_to("nowhere")
+    (tmp_path / "endless_link.png").symlink_to("endless_link.png")
+    os.mkfifo(tmp_path / "pipe.png")
+    with (tmp_path / "huge.png").open("wb") as file:
+        file.truncate(2**40)  # takes no room on the disk
     for source in (tmp_path / name, f"{tmp_path}/{name}"):
-        assert reason(source).startswith("cannot be read (")
+        assert reason(source).startswith(expected)
+
+
+def test_a_file_that_may_not_be_read_is_unusable(tmp_path):
+    path = tmp_path / "picture.png"
+    photo().save(path)
+    path.chmod(0)
+    if os.access(path, os.R_OK):
+        pytest.skip("this user may read everything")
+    assert reason(path) == "cannot be read (Permission denied)"
 
 
 MAGIC = (
