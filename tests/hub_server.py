@@ -1,7 +1,8 @@
 """A Hugging Face Hub in this process: the part of its HTTP protocol that the client libraries use.
 
-Repositories live in memory, anybody may read them, and one user's token may write to all. Not modelled: Xet storage,
-pagination, discussions (a pull request is its branch), search, and what the Hub derives from a README.
+Repositories live in memory, anybody may read them, and one user's token may write to that user's own and open pull
+requests on all. Not modelled: Xet storage, pagination, discussions (a pull request is its branch), search, and what the
+Hub derives from a README.
 
     with HubServer() as hub:
         run_python("import huggingface_hub; huggingface_hub.create_repo('user/x')", hub_environment(hub.url, tmp_path))
@@ -31,7 +32,8 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 USER = "user"
 TOKEN = "hf_test"
-HANG_UP = 0  # the "status" of a request that gets no answer
+HANG_UP = 0  # the "status" of a request that is cut short and gets no answer
+LOSE_ANSWER = -1  # the "status" of a request that is carried out and gets no answer all the same
 LFS_SUFFIXES = (".safetensors", ".parquet", ".png", ".bin")
 GIT_ATTRIBUTES = "".join(f"*{suffix} filter=lfs diff=lfs merge=lfs -text\n" for suffix in LFS_SUFFIXES).encode()
 LFS_SIZE = 1 << 20  # far below the real Hub's limit, so that a test can cross it
@@ -151,6 +153,11 @@ class HubServer:
         self._server.server_close()
         self._thread.join()
 
+    def clear(self) -> None:
+        """Forget all that happened, for the next test."""
+        for kept in (self.repositories, self.lfs, self.requests, self._failures):
+            kept.clear()
+
     def create(self, repo_id: str, repo_type: str = "model", private: bool = False) -> Repository:
         self.repositories[repo_id, repo_type] = repository = Repository(repo_id, repo_type, private)
         return repository
@@ -171,7 +178,8 @@ class HubServer:
     def fail_next(self, times: int = 1, matching: str = "", status: int = 503) -> None:
         """Answer the next requests whose "METHOD /path" contains `matching` with an error.
 
-        With the status `HANG_UP` the connection is closed instead, after half of the request's body.
+        With the status `HANG_UP` the connection is closed instead, after half of the request's body, and with
+        `LOSE_ANSWER` when all has been done that was asked for.
         """
         self._failures += [(matching, status)] * times
 
@@ -289,12 +297,15 @@ class Handler(BaseHTTPRequestHandler):
         self.status = 200
         self.reply_headers: dict[str, str] = {}
         try:
-            if failure is not None:
+            if failure not in (None, LOSE_ANSWER):
                 raise HubError(failure, "A failure that the test asked for")
             answer = self.dispatch(url.path)
         except HubError as error:
             answer, self.status = error.body, error.status
             self.reply_headers |= error.headers
+        if failure == LOSE_ANSWER:
+            self.close_connection = True
+            return
         self.send(answer)
 
     do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = serve  # noqa: N815
@@ -303,8 +314,8 @@ class Handler(BaseHTTPRequestHandler):
         for method, pattern, endpoint, needs_token in ROUTES:
             match = pattern.fullmatch(path)
             if match and method == self.command.replace("HEAD", "GET"):
-                self.authorise(needs_token)
                 self.args = {name: unquote(part) for name, part in match.groupdict().items() if part is not None}
+                self.authorise(needs_token)
                 with self.hub.lock:
                     return endpoint(self)
         raise HubError(404, f"No such endpoint: {self.command} {path}")
@@ -314,6 +325,14 @@ class Handler(BaseHTTPRequestHandler):
         token = self.headers.get("Authorization")
         if token != f"Bearer {TOKEN}" and (needs_token or token is not None):
             raise HubError(401, "Invalid credentials in Authorization header")
+        # Contents are taken from anybody, for a pull request may come to hold them.
+        proposes = "create_pr" in self.query or self.path.endswith("/objects/batch")
+        if needs_token and "repo" in self.args and not proposes:
+            self.refuse_strangers(self.args["repo"])
+
+    def refuse_strangers(self, repo_id: str) -> None:
+        if not repo_id.startswith(f"{USER}/"):
+            raise HubError(403, f"You don't have the rights to write to {repo_id}")
 
     def send(self, answer: Any) -> None:
         body = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
@@ -358,7 +377,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def named_repository(self) -> tuple[str, str]:
         body = json.loads(self.body)
-        return f"{body.get('organization') or USER}/{body['name']}", body.get("type") or "model"
+        repo_id = f"{body.get('organization') or USER}/{body['name']}"
+        self.refuse_strangers(repo_id)
+        return repo_id, body.get("type") or "model"
 
     @route("GET", "/api/{kind}/{repo}(?:/revision/{revision})?")
     def repo_info(self) -> Any:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.hub_server import HANG_UP, TOKEN, HubError, HubServer, hub_environment, run_python
+from tests.hub_server import HANG_UP, LOSE_ANSWER, TOKEN, HubError, HubServer, hub_environment, run_python
 
 
 @pytest.fixture
@@ -92,6 +92,17 @@ def test_the_token(hub: HubServer, request_line: str, token: str | None, status:
     assert response.status == status
 
 
+def test_who_does_not_own_a_repository_may_only_propose(hub: HubServer) -> None:
+    theirs = hub.create("other/y", "dataset")
+    body = ndjson(("header", {"summary": "change"}), ("file", {"path": "a.txt", "content": ""}))
+    commit = "POST /api/datasets/other/y/commit/main"
+    for request in (commit, "POST /api/datasets/other/y/tag/main", "POST /api/datasets/other/y/preupload/main"):
+        assert ask(hub, request, body)[0].status == 403
+    assert ask(hub, "POST /api/repos/create", json.dumps({"organization": "other", "name": "z"}))[0].status == 403
+    assert ask(hub, f"{commit}?create_pr=1", body)[0].status == 200
+    assert theirs.refs.keys() == {"refs/heads/main", "refs/pr/1"}
+
+
 def test_a_commit_on_a_stale_parent_is_refused(hub: HubServer) -> None:
     before = hub.repository("user/x").resolve("main")
     body = ndjson(("header", {"summary": "late", "parentCommit": before.oid}), ("deletedFile", {"path": "a.txt"}))
@@ -119,6 +130,14 @@ def test_failures_asked_for(hub: HubServer) -> None:
     with pytest.raises(RemoteDisconnected):
         ask(hub, "HEAD /user/x/resolve/main/a.txt")
     assert ask(hub, "HEAD /user/x/resolve/main/a.txt")[0].status == 200
+
+
+def test_an_answer_that_is_lost_is_no_request_that_failed(hub: HubServer) -> None:
+    for status, made in ((HANG_UP, False), (LOSE_ANSWER, True)):
+        hub.fail_next(1, "/branch/", status)
+        with pytest.raises(RemoteDisconnected):
+            ask(hub, "POST /api/models/user/x/branch/dev", b"{}")
+        assert ("refs/heads/dev" in hub.repository("user/x").refs) == made
 
 
 def test_a_script_that_fails_says_why(tmp_path: Path) -> None:
