@@ -26,6 +26,7 @@ _HOMES = {
     "evaluate": "m3el_hf.evaluation.evaluator",
     "load_m3el": "m3el_hf.data.builder",
     "load_metric": "m3el_hf.metrics",
+    "register_dataset": "m3el_hf.data.builder",
     "train": "m3el_hf.training.loop",
 }
 

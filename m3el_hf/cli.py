@@ -7,10 +7,13 @@ import sys
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from m3el_hf import __version__
 from m3el_hf.errors import M3ELError
+
+if TYPE_CHECKING:
+    from m3el_hf.data.audit import Audit
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -87,18 +90,32 @@ def _quickstart(options: argparse.Namespace) -> None:
 
 
 def _add_data(commands: Any) -> None:
-    data = commands.add_parser("data", help="build a dataset repository", description="Build a dataset repository.")
-    parser = _command(
-        data.add_subparsers(metavar="COMMAND", required=True),
-        "build",
-        "write a folder that plain load_dataset reads",
-        _data_build,
-    )
-    parser.add_argument("--reader", default="m3el", help="raw format: m3el, or mini for generated data")
-    parser.add_argument("--input", type=Path, help="folder of the raw release")
+    summary = "build, audit and publish a dataset repository"
+    data = commands.add_parser("data", help=summary, description=f"{summary.capitalize()}.")
+    steps = data.add_subparsers(metavar="COMMAND", required=True)
+    _add_data_build(steps)
+    _add_data_audit(steps)
+    _add_data_push(steps)
+
+
+def _add_data_build(commands: Any) -> None:
+    parser = _command(commands, "build", "write a folder that plain load_dataset reads", _data_build)
+    parser.add_argument("--reader", default="m3el", help="raw format; an unknown one lists all")
+    parser.add_argument("--input", type=Path, help="folder of the raw release; mini needs none")
     parser.add_argument("--output", type=Path, default=Path("m3el"), help="folder to write")
+    parser.add_argument(
+        "--protocol",
+        default="as_released",
+        help="as_released, or deleaked: without a mention's picture where it is the gold's own",
+    )
+    parser.add_argument(
+        "--short-side", type=int, default=256, help="reduce larger pictures to this short side, in pixels"
+    )
+    parser.add_argument("--keep-original", action="store_true", help="keep pictures as they are")
     parser.add_argument("--instances", type=int, help="how many instances mini generates; default: 2000")
     parser.add_argument("--seed", type=int, default=0, help="seeds splits and the order of candidates")
+    parser.add_argument("--previous", help="folder or Hub id of an earlier version, whose rows keep their splits")
+    parser.add_argument("--num-proc", type=int, default=1, help="processes that open pictures and write")
     parser.add_argument("--overwrite", action="store_true", help="replace the output folder")
 
 
@@ -110,21 +127,83 @@ def _data_build(options: argparse.Namespace) -> None:
         if options.reader != "mini":
             raise M3ELError(f"--instances is for the mini reader; the {options.reader} reader takes all there are")
         extra["instances"] = options.instances
-    collection = build(
-        options.reader, options.input, options.output, seed=options.seed, overwrite=options.overwrite, **extra
+    manifest = build(
+        options.reader,
+        options.input,
+        options.output,
+        seed=options.seed,
+        protocol=options.protocol,
+        short_side=None if options.keep_original else options.short_side,
+        previous=options.previous,
+        num_proc=options.num_proc,
+        overwrite=options.overwrite,
+        **extra,
     )
-    report = collection.report
-    print(f"{report.read} instances read, {len(collection.records)} written to {options.output}")
-    for line in report.skipped[:5]:
-        print(f"  skipped: {line}")
-    if len(report.skipped) > 5:
-        print(f"  skipped: {len(report.skipped) - 5} more")
-    for file, reason in list(report.unusable_images.items())[:5]:
-        print(f"  picture {file} {reason}")
-    if len(report.unusable_images) > 5:
-        print(f"  {len(report.unusable_images) - 5} more pictures are missing or broken")
-    for name, count in report.counts.items():
+    print(f"{manifest.read} instances read, {manifest.total} written to {options.output}")
+    _print_some("skipped: ", [*manifest.skipped, *manifest.entities_skipped])
+    _print_some("picture ", [f"{file} {reason}" for file, reason in manifest.unusable_images.items()])
+    for name, count in manifest.counts.items():
         print(f"  {name}: {count}")
+    print(f"next: m3el-hf data audit {options.output}")
+
+
+def _print_some(label: str, lines: list[str]) -> None:
+    for line in lines[:5]:
+        print(f"  {label}{line}")
+    if len(lines) > 5:
+        print(f"  {label}{len(lines) - 5} more, all in manifest.json")
+
+
+def _add_data_audit(commands: Any) -> None:
+    parser = _command(
+        commands, "audit", "count what is missing, leaked, doubled or broken in a built folder", _data_audit
+    )
+    parser.add_argument("folder", type=Path, help="folder that m3el-hf data build wrote")
+
+
+def _data_audit(options: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    Console().print(_audit(options.folder).to_rich())
+    print(f"report: {options.folder / 'audit' / 'audit.html'}; the card has its figures too")
+
+
+def _audit(folder: Path) -> Audit:
+    """Audits a built folder, saves the audit in it and writes its card anew."""
+    from m3el_hf.data.audit import audit
+    from m3el_hf.data.card import render_dataset_card
+    from m3el_hf.data.manifest import Manifest
+
+    result = audit(folder)
+    result.save(folder)
+    (folder / "README.md").write_text(render_dataset_card(Manifest.load(folder), result), encoding="utf-8")
+    return result
+
+
+def _add_data_push(commands: Any) -> None:
+    parser = _command(commands, "push", "publish a built folder as a dataset repository", _data_push)
+    parser.add_argument("folder", type=Path, help="folder that m3el-hf data build wrote")
+    _add_push_options(parser)
+    parser.add_argument("--tag", help="name this version, such as v1.0")
+    parser.add_argument("--create-pr", action="store_true", help="open a pull request instead of changing main")
+
+
+def _data_push(options: argparse.Namespace) -> None:
+    from m3el_hf.data.audit import is_audited
+    from m3el_hf.hub.push import push_folder
+
+    if not is_audited(options.folder):
+        _audit(options.folder)  # what is published says what is wrong with it
+
+    pushed = push_folder(
+        options.folder,
+        options.repo_id,
+        repo_type="dataset",
+        private=options.private,
+        tag=options.tag,
+        create_pr=options.create_pr,
+    )
+    print(pushed)
 
 
 def _add_train(commands: Any) -> None:
@@ -223,6 +302,10 @@ def _link(options: argparse.Namespace) -> None:
 def _add_push(commands: Any) -> None:
     parser = _command(commands, "push", "publish a saved model, with its card", _push)
     parser.add_argument("folder", type=Path, help="folder of a saved model")
+    _add_push_options(parser)
+
+
+def _add_push_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("repo_id", help="user/name on the Hub; created if it does not exist")
     parser.add_argument("--private", action="store_true", help="make a new repository private")
 

@@ -110,13 +110,13 @@ def _load_data(options: QuickstartOptions, console: Console) -> DatasetDict:
     if store is None or not is_built(store):
         store = options.output / "data"
         reader = "mini" if options.data_dir is None else "m3el"
-        report = build(reader, options.data_dir, store, seed=options.seed, overwrite=True).report
-        console.print(f"data: {report.read} instances read, {len(report.skipped)} skipped, written to {store}")
-        for reason in report.skipped[:3]:
+        manifest = build(reader, options.data_dir, store, seed=options.seed, overwrite=True)
+        console.print(f"data: {manifest.read} instances read, {len(manifest.skipped)} skipped, written to {store}")
+        for reason in manifest.skipped[:3]:
             console.print(f"  skipped: {reason}", style="yellow", markup=False)
-        if report.unusable_images:
-            file, reason = next(iter(report.unusable_images.items()))
-            line = f"  {len(report.unusable_images)} pictures missing or broken, such as: {file} {reason}"
+        if manifest.unusable_images:
+            file, reason = next(iter(manifest.unusable_images.items()))
+            line = f"  {len(manifest.unusable_images)} pictures missing or broken, such as: {file} {reason}"
             console.print(line, style="yellow", markup=False)
     data = load_built(store)
     for split in ("train", "validation"):

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import re
+import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from m3el_hf import __version__
 from m3el_hf.errors import M3ELError
 
 if TYPE_CHECKING:
@@ -32,6 +37,33 @@ def check_source(name: str | Path) -> str:
 def is_built(folder: Path) -> bool:
     """Whether ``folder`` is one that `m3el-hf data build` wrote; a raw release may have a README too."""
     return (folder / "README.md").is_file() and (folder / "entities").is_dir()
+
+
+def fingerprint(folder: Path | None, *settings: object) -> str:
+    """Changes with the files of a raw release, with this package's version, and with any setting.
+
+    The texts count by their bytes. Of pictures, which are many, size and time are enough.
+
+    Args:
+        folder: The release; None for generated data.
+        *settings: What else decides the result.
+    """
+    digest = hashlib.sha256(repr((__version__, settings)).encode())
+    for path, state in _files(folder) if folder is not None else ():
+        digest.update(repr((os.path.relpath(path, folder), state.st_size, state.st_mtime_ns)).encode())
+        if path.endswith(".json") and os.path.dirname(path) == str(folder) and stat.S_ISREG(state.st_mode):
+            with open(path, "rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:16]
+
+
+def _files(folder: Path) -> Iterator[tuple[str, os.stat_result]]:
+    """Yields whatever stands in a folder, in a fixed order, without following links."""
+    for parent, folders, names in os.walk(folder):
+        folders.sort()
+        for name in sorted(names):
+            path = os.path.join(parent, name)
+            yield path, os.lstat(path)
 
 
 def load_built(source: str | Path, config: str = "all") -> DatasetDict:

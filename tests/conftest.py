@@ -14,6 +14,9 @@ from datasets import DatasetDict, disable_progress_bars, load_dataset
 from PIL import Image
 
 from m3el_hf import ClipNDConfig, ClipNDModel, ClipNDProcessor
+from m3el_hf.data.collection import Collection, Spool
+from m3el_hf.data.images import PictureStore
+from m3el_hf.data.rows import RowMaker
 from m3el_hf.data.store import build
 from tests.hub_server import HubServer
 
@@ -76,6 +79,17 @@ def hub() -> Iterator[HubServer]:
     """A Hub server in this process, for clients in processes of their own."""
     with HubServer() as server:
         yield server
+
+
+def rows_of(collection: Collection, split: str, topic: str | None = None) -> list[dict[str, Any]]:
+    """The rows of a split as a build would write them."""
+    maker = RowMaker(Spool(collection.folder), PictureStore())
+    return [row for piece in collection.pieces(split, topic, size=10**9) for row in maker.rows(piece)]
+
+
+def entities_of(collection: Collection) -> list[dict[str, Any]]:
+    """The entities as a build would write them."""
+    return list(RowMaker(Spool(collection.folder), PictureStore()).entities(collection.entities))
 
 
 def write_release(folder: Path, instances: list[dict[str, Any]], name: str = "person.json", form: str = "json") -> Path:

@@ -57,7 +57,7 @@ def test_build_reports_what_it_left_out(tmp_path, capsys):
         (["data", "build", "--output", "{tmp}/out"], "pass the folder"),
         (
             ["data", "build", "--reader", "csv", "--output", "{tmp}/out"],
-            "unknown reader 'csv': choose one of m3el, mini",
+            "unknown reader 'csv': choose one of m3el, mimic, ",
         ),
         (["data", "build", "--input", "{tmp}", "--output", "{tmp}/out"], "holds no M3EL file"),
         (["data", "build", "--reader", "mini", "--input", "{tmp}", "--output", "{tmp}/out"], "mini is generated"),

@@ -4,55 +4,64 @@ from __future__ import annotations
 
 from importlib.resources import files
 
+from typing import TYPE_CHECKING
+
 from huggingface_hub import DatasetCard, DatasetCardData
 
 from m3el_hf import __version__
-from m3el_hf.data.configs import CONFIGS, DEFAULT_CONFIG, ENTITIES_CONFIG, Config
-from m3el_hf.data.rows import Collection
+from m3el_hf.data.configs import Config, configs
+from m3el_hf.data.manifest import Manifest
+from m3el_hf.data.readers import READERS
+from m3el_hf.data.rows import REMOVED
 from m3el_hf.data.schema import SPLITS
 
+if TYPE_CHECKING:
+    from m3el_hf.data.audit import Audit
 
-def render_dataset_card(collection: Collection, reader: str) -> str:
+
+def render_dataset_card(manifest: Manifest, audit: Audit | None = None) -> str:
     """Renders the README of a built dataset repository.
 
     Args:
-        collection: What was built; its report must be complete, so render last.
-        reader: The reader's name.
+        manifest: What was built.
+        audit: What was found in it, or None while nobody has looked.
     """
-    counts = {topic: {split: collection.count(split, topic) for split in SPLITS} for topic in collection.topics}
     card_data = DatasetCardData(
-        pretty_name="M3EL mini" if reader == "mini" else "M³EL",
+        pretty_name=manifest.title,
         tags=["entity-linking", "multimodal", "m3el"],
         task_categories=["other"],
         language=["en"],
-        configs=[_yaml_config(config, counts) for config in CONFIGS.values() if config.topic in (None, *counts)],
+        configs=[_yaml_config(config, manifest) for config in _configs(manifest)],
     )
     return DatasetCard.from_template(
         card_data,
         template_str=files("m3el_hf.dataset_card").joinpath("template.md").read_text(encoding="utf-8"),
-        reader=reader,
-        topics=collection.topics,
+        manifest=manifest,
+        linking=manifest.kind == "candidates",
+        topics=list(manifest.rows),
+        reader=READERS[manifest.reader],
+        citation="\n\n".join(dict.fromkeys(READERS[name].citation for name in ("m3el", "mimic", manifest.reader))),
+        removed=REMOVED,
         splits=SPLITS,
-        counts=counts,
-        seed=collection.seed,
-        released=all(record.split for record in collection.records),
-        report=collection.report,
+        audit=audit,
         version=__version__,
     ).content
 
 
-def _yaml_config(config: Config, counts: dict[str, dict[str, int]]) -> dict[str, object]:
+def _configs(manifest: Manifest) -> list[Config]:
+    return list(configs(manifest.rows, manifest.kind == "knowledge_base").values())
+
+
+def _yaml_config(config: Config, manifest: Manifest) -> dict[str, object]:
     """The `configs:` entry that plain `load_dataset` reads."""
-    if config.name == ENTITIES_CONFIG:
-        return {"config_name": config.name, "data_files": [{"split": "train", "path": "entities/*.parquet"}]}
-    topics = [config.topic] if config.topic else list(counts)
-    data_files = [
-        {"split": split, "path": f"{config.folder}/{config.topic or '*'}/{split}-*.parquet"}
-        for split in SPLITS
-        if any(counts[topic][split] for topic in topics)
-    ]
-    entry: dict[str, object] = {"config_name": config.name, "data_files": data_files}
-    if config.name == DEFAULT_CONFIG:
+    data_files = [{"split": split, "path": path} for split, path in config.data_files(manifest.rows).items()]
+    entry: dict[str, object] = {
+        "config_name": config.name,
+        # Without something that changes with the data, `datasets` takes a folder that was built again for the old one.
+        "description": f"revision {manifest.revision}",
+        "data_files": data_files,
+    }
+    if config.default:
         entry["default"] = True
     if config.columns:
         entry["columns"] = list(config.columns)

@@ -3,20 +3,33 @@
 Splitting by the gold alone misleads: a held-out gold then stands in training as a distractor only, and a model learns
 that it never is the answer. Rows therefore stay together when they share a gold, a sentence, a mention picture or, as
 far as groups stay small, a candidate.
+
+A group's place is a hash of its name, its name that of one of its golds, and nothing depends on where in the source a
+row stands. Rows that are added later thus leave nearly all others where they are, unless they tie groups together, as
+they do where many rows share candidates. `m3el_hf.data.previous` keeps a published version's splits in any case.
 """
 
 from __future__ import annotations
 
 import hashlib
+from array import array
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from typing import Any
 
-from m3el_hf.data.schema import Picture, Record
+import numpy as np
+from numpy.typing import NDArray
+
+from m3el_hf.data.schema import NIL, SPLITS, Picture, Record
 
 MAX_GROUP_SHARE = 0.05
 """A group that shared candidates would grow beyond this share of the rows is not joined further."""
 
-HELD_OUT_SHARE = {"test": 0.1, "validation": 0.1}
+HELD_OUT_SHARE = 0.1
+"""Share of a topic's rows that test and validation get, each."""
+
+TOLERANCE = 0.1
+"""How far a share may be from its target, relative to it, before the fixed cut gives way to a better one."""
 
 
 class _Groups:
@@ -32,7 +45,7 @@ class _Groups:
             row = self._parent[row]
         return row
 
-    def join(self, rows: Sequence[int], limit: int | None = None) -> None:
+    def join(self, rows: Iterable[int], limit: int | None = None) -> None:
         """Joins the groups of all these rows, unless the result would exceed ``limit`` rows."""
         roots = {self.find(row) for row in rows}
         total = sum(self._size[root] for root in roots)
@@ -44,91 +57,152 @@ class _Groups:
         self._size[first] = total
 
 
-def group_rows(records: Sequence[Record]) -> list[str]:
-    """Returns each record's group: the id of the first record that it must share a split with.
+class _Keys:
+    """Which rows have which keys, 12 bytes each, however long the texts were."""
 
-    Shared golds, sentences and mention pictures always join. Shared candidates join, rarest entity first, while the
-    group stays within `MAX_GROUP_SHARE` of the rows: a few entities that stand in very many rows would otherwise tie
-    nearly everything into one group.
+    def __init__(self) -> None:
+        self._keys, self._rows = array("Q"), array("I")
+
+    def add(self, row: int, kind: str, value: Hashable) -> None:
+        """Notes a key of a row; the value None is no key."""
+        if value is not None:
+            data = value if isinstance(value, bytes) else str(value).encode()
+            self._keys.append(int.from_bytes(hashlib.blake2b(kind.encode() + b":" + data, digest_size=8).digest()))
+            self._rows.append(row)
+
+    @property
+    def table(self) -> tuple[NDArray[np.uint64], NDArray[np.uint32]]:
+        """The keys ``[K]`` and the row of each ``[K]``."""
+        return np.array(self._keys, np.uint64), np.array(self._rows, np.uint32)
+
+    def shared(self) -> Iterator[list[int]]:
+        """Yields the rows of each key that several rows have, the rarest key first."""
+        keys, rows = self.table
+        order = np.argsort(keys, kind="stable")
+        starts = np.flatnonzero(np.diff(keys[order], prepend=keys[order][:1] + 1))
+        sizes = np.diff(starts, append=len(keys))
+        for run in np.argsort(sizes, kind="stable"):
+            if sizes[run] > 1:
+                yield rows[order[starts[run] : starts[run] + sizes[run]]].tolist()
+
+
+class Grouping:
+    """What is remembered of each record to keep apart what must not meet: a few bytes a key.
+
+    Attributes:
+        topics: The topic of each record, within which splits are drawn.
+        released: The released split of each record, or None.
     """
-    groups = _Groups(len(records))
-    for rows in _rows_by(
-        [("gold", record.answer_qid), ("context", record.context), *_picture_keys(record)] for record in records
-    ):
-        groups.join(rows)
-    limit = max(1, int(MAX_GROUP_SHARE * len(records)))
-    shared = _rows_by([("candidate", candidate.qid) for candidate in record.candidates] for record in records)
-    for rows in sorted(shared, key=len):
-        groups.join(rows, limit)
-    return [records[groups.find(row)].id for row in range(len(records))]
+
+    def __init__(self) -> None:
+        self.topics: list[str] = []
+        self.released: list[str | None] = []
+        self._names: list[str] = []
+        self._ties, self._candidates = _Keys(), _Keys()
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def add(self, record: Record, topic: str) -> None:
+        """Notes the next record."""
+        row = len(self)
+        gold = None if record.answer_qid == NIL else record.answer_qid
+        self.topics.append(topic)
+        self.released.append(record.split)
+        self._names.append(gold or record.id)
+        for kind, value in [("gold", gold), ("context", record.context), *_picture_keys(record)]:
+            self._ties.add(row, kind, value)
+        for candidate in record.candidates:
+            self._candidates.add(row, "candidate", candidate.qid)
+
+    def groups(self) -> list[str]:
+        """Returns the name of each record's group: of all its golds (NIL: the row's id) the one of the least hash.
+
+        Shared golds, sentences and mention pictures always join. Shared candidates join, rarest entity first, while the
+        group stays within `MAX_GROUP_SHARE` of the rows: a few entities that stand in very many rows would otherwise
+        tie nearly everything into one group.
+        """
+        groups = _Groups(len(self))
+        for rows in self._ties.shared():
+            groups.join(rows)
+        limit = max(1, int(MAX_GROUP_SHARE * len(self)))
+        for rows in self._candidates.shared():
+            groups.join(rows, limit)
+        members = defaultdict(set)
+        for row, name in enumerate(self._names):
+            members[groups.find(row)].add(name)
+        named = {root: min(names, key=lambda name: _place(name, "name")) for root, names in members.items()}
+        return [named[groups.find(row)] for row in range(len(self))]
+
+    def shared_candidates(self, splits: Sequence[str]) -> dict[str, int]:
+        """Counts, for validation and test, the rows of which some candidate also stands in a training row."""
+        keys, rows = self._candidates.table
+        codes = np.array([SPLITS.index(split) for split in splits])[rows]
+        seen = np.isin(keys, np.unique(keys[codes == SPLITS.index("train")]))
+        return {split: len(np.unique(rows[seen & (codes == SPLITS.index(split))])) for split in ("validation", "test")}
 
 
-def _picture_keys(record: Record) -> list[tuple[str, Hashable]]:
+def _picture_keys(record: Record) -> list[tuple[str, Any]]:
     """What makes two mention pictures the same; each is None where the source does not say."""
     shown = record.picture or Picture()
-    path = shown.path if shown.flaw is None else None
-    return [("path", path), ("url", shown.url), ("data", shown.data)]
+    return [("path", shown.path if shown.flaw is None else None), ("url", shown.url), ("data", shown.data)]
 
 
-def _rows_by(keys: Iterable[Iterable[tuple[str, Hashable]]]) -> list[list[int]]:
-    """Lists the rows that share a (kind, value) key, for each key that several rows have; the value None is no key."""
-    rows: dict[tuple[str, Hashable], list[int]] = defaultdict(list)
-    for row, row_keys in enumerate(keys):
-        for key in row_keys:
-            if key[1] is not None:
-                rows[key].append(row)
-    return [found for found in rows.values() if len(found) > 1]
+def assign_splits(topics: Sequence[str], released: Sequence[str | None], groups: Sequence[str], seed: int) -> list[str]:
+    """Returns each row's split: the released one, else 80/10/10 by whole groups, within each topic.
 
-
-def assign_splits(records: Sequence[Record], groups: Sequence[str], seed: int) -> list[str]:
-    """Returns each record's split: the released one, else 80/10/10 by whole groups, within each topic.
-
-    Groups are taken in an order that depends on the seed and the group's name alone.
+    Args:
+        topics: The topic of each row.
+        released: The released split of each row, or None.
+        groups: The name of each row's group.
+        seed: Seeds the places of the groups.
     """
-    sizes = {topic: Counter[str]() for topic in {record.topic for record in records}}
-    for record, group in zip(records, groups, strict=True):
-        if record.split is None:
-            sizes[record.topic][group] += 1
-    chosen = {group: record.split for record, group in zip(records, groups, strict=True) if record.split is not None}
+    chosen: dict[str, str] = {}
+    for group, split in zip(groups, released, strict=True):
+        if split is not None and chosen.get(group, "train") == "train":  # a group in two splits: never train on it
+            chosen[group] = split
+    sizes: dict[str, Counter[str]] = defaultdict(Counter)
+    for topic, split, group in zip(topics, released, groups, strict=True):
+        if split is None:
+            sizes[topic][group] += 1
     for topic in sorted(sizes):
-        chosen.update(_hold_out(sizes[topic], chosen, seed))
-    return [
-        record.split if record.split is not None else chosen[group]
-        for record, group in zip(records, groups, strict=True)
-    ]
+        chosen |= _hold_out(sizes[topic], chosen, seed)
+    return [split if split is not None else chosen[group] for split, group in zip(released, groups, strict=True)]
 
 
 def _hold_out(sizes: Counter[str], chosen: dict[str, str], seed: int) -> dict[str, str]:
-    """Fills test and validation with whole groups up to their shares and leaves the rest to train."""
-    room = {split: share * sizes.total() for split, share in HELD_OUT_SHARE.items()}
-    result: dict[str, str] = {}
-    for group in sorted(sizes, key=lambda name: hashlib.sha256(f"{seed}:{name}".encode()).digest()):
-        if group in chosen:  # a group that spans topics keeps its first topic's split
-            result[group] = chosen[group]
-        else:
-            result[group] = next((split for split in room if sizes[group] <= room[split]), "train")
-        if result[group] in room:
-            room[result[group]] -= sizes[group]
-    for split in room:  # a small set has no group as small as its share: better too much held out than nothing
-        train = [group for group in result if result[group] == "train" and group not in chosen]
-        if split not in result.values() and len(train) > 1:
-            result[min(train, key=lambda group: sizes[group])] = split
+    """Assigns the groups of a topic: the lowest places to test, the highest to validation, all others to train.
+
+    A group that spans topics, or has rows with a released split, keeps what was chosen for it.
+    """
+    places = {group: _place(group, f"split {seed}") for group in sizes if group not in chosen}
+    result = {group: chosen.get(group, "train") for group in sizes}
+    share = HELD_OUT_SHARE * sizes.total()
+    small = [group for group in places if sizes[group] <= share]  # one larger than a held-out split is no part of it
+    for split in ("test", "validation"):
+        taken = sum(size for group, size in sizes.items() if result[group] == split)
+        target = min(share, sum(sizes[group] for group in small) / 3) - taken
+        distance = {group: places[group] if split == "test" else 1 - places[group] for group in small}
+        for group in _nearest(distance, sizes, target):
+            result[group] = split
+            small.remove(group)
+    for split in ("test", "validation"):  # a small set has no group as small as its share: rather too much than nothing
+        left = [group for group in places if result[group] == "train"]
+        if split not in result.values() and len(left) > 1:
+            result[min(left, key=lambda group: (sizes[group], places[group]))] = split
     return result
 
 
-def shared_candidates(records: Sequence[Record], splits: Sequence[str]) -> dict[str, int]:
-    """Counts, for validation and test, the rows of which some candidate also stands in a training row."""
-    seen = {
-        candidate.qid
-        for record, split in zip(records, splits, strict=True)
-        if split == "train"
-        for candidate in record.candidates
-    }
-    return {
-        held_out: sum(
-            any(candidate.qid in seen for candidate in record.candidates)
-            for record, split in zip(records, splits, strict=True)
-            if split == held_out
-        )
-        for held_out in ("validation", "test")
-    }
+def _nearest(distance: dict[str, float], sizes: Counter[str], target: float) -> list[str]:
+    """Returns the groups nearer than a cut, which is `HELD_OUT_SHARE` unless that misses the target by `TOLERANCE`."""
+    order = sorted(distance, key=distance.__getitem__)
+    totals = np.cumsum([0, *(sizes[group] for group in order)])
+    fixed = sum(place < HELD_OUT_SHARE for place in distance.values())
+    if abs(totals[fixed] - target) <= TOLERANCE * target:
+        return order[:fixed]
+    return order[: int(np.argmin(np.abs(totals - target)))]
+
+
+def _place(name: str, salt: str) -> float:
+    """A number in [0, 1) that depends on the name and the salt alone."""
+    return int.from_bytes(hashlib.sha256(f"{salt}:{name}".encode()).digest()[:8]) / 2**64

@@ -2,31 +2,94 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
-from itertools import islice
+import signal
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Features
+from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from m3el_hf.data.card import render_dataset_card
-from m3el_hf.data.rows import Collection, Row, collect
-from m3el_hf.data.schema import ENTITY_FEATURES, IMAGE_COLUMNS, ROW_FEATURES, SPLITS
+from m3el_hf.data.collection import Collection, EntityRef, Piece, Spool, collect
+from m3el_hf.data.images import SHORT_SIDE, PictureStore
+from m3el_hf.data.manifest import Manifest
+from m3el_hf.data.previous import PreviousSplits
+from m3el_hf.data.rows import Row, RowMaker, check_protocol
+from m3el_hf.data.schema import ENTITY_FEATURES, IMAGE_COLUMNS, MENTION_FEATURES, ROW_FEATURES, SPLITS, Report
 from m3el_hf.errors import M3ELError
-from m3el_hf.sources import is_built
+from m3el_hf.sources import fingerprint, is_built
 
 ROWS_PER_SHARD = 4000
-"""About 200 MB of rows with four pictures each."""
+"""About 200 MB of rows with four reduced pictures each."""
+
+ROWS_PER_SHARD_OF_ORIGINALS = 250
+"""The same with original pictures, of about 200 kB each."""
 
 ROWS_PER_GROUP = 100
-"""Rows of a Parquet row group: what a streaming reader fetches at a time."""
+"""Rows of a Parquet row group, at most: what a streaming reader fetches at a time."""
+
+BYTES_PER_GROUP = 1 << 25
+"""Pictures of a row group, at most, in bytes before any is stored once: what a writer holds."""
+
+_LOCK = ".lock"
 
 TEXT_FEATURES = Features({name: feature for name, feature in ROW_FEATURES.items() if name not in IMAGE_COLUMNS})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What decides the bytes of a built folder, apart from the source.
+
+    Attributes:
+        seed: Seeds the splits (where the source has none) and the order of candidates.
+        protocol: One of `m3el_hf.data.rows.PROTOCOLS`.
+        short_side: Larger pictures are reduced to this short side, in pixels; None keeps the originals.
+    """
+
+    seed: int = 0
+    protocol: str = "as_released"
+    short_side: int | None = SHORT_SIDE
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One file to write, or two: rows with candidates are also written without pictures.
+
+    Attributes:
+        name: Its path in the built folder.
+        content: Some rows, or some entities.
+    """
+
+    name: str
+    content: Piece | list[EntityRef]
+
+    @property
+    def files(self) -> dict[str, Features]:
+        """The files by their paths in the built folder, with the features of each; all columns first."""
+        kind, _, rest = self.name.partition("/")
+        if kind == "data":
+            return {self.name: ROW_FEATURES, f"text/{rest}": TEXT_FEATURES}
+        return {self.name: {"mentions": MENTION_FEATURES, "entities": ENTITY_FEATURES}[kind]}
+
+    @property
+    def size(self) -> int:
+        """Rows."""
+        return len(self.content) if isinstance(self.content, list) else len(self.content.rows)
 
 
 def build(
@@ -35,81 +98,346 @@ def build(
     output: Path,
     *,
     seed: int = 0,
+    protocol: str = "as_released",
+    short_side: int | None = SHORT_SIDE,
+    previous: str | Path | None = None,
+    num_proc: int = 1,
     overwrite: bool = False,
     progress: bool = True,
     **options: Any,
-) -> Collection:
+) -> Manifest:
     """Reads a source and writes the dataset repository folder of it.
 
     Everything is written beside ``output`` where `load_dataset` does not look, and renamed once it is complete, so an
-    interrupted build leaves nothing that loads.
+    interrupted build leaves nothing that loads. The next one with the same source and settings goes on with it: what
+    was finished is not done again, and the result has the same bytes as if nothing had happened.
 
     Args:
         reader: A name of `m3el_hf.data.readers.READERS`.
         folder: Where the source lies; None for a reader that needs none.
         output: The folder to write.
         seed: Seeds the splits (where the source has none) and the order of candidates.
+        protocol: ``"as_released"``, or ``"deleaked"``: without a mention's picture where it is the gold's own.
+        short_side: Larger pictures are reduced to this short side, in pixels; None keeps the originals.
+        previous: A built folder, or a Hub id, of an earlier version: the rows that it had keep their splits.
+        num_proc: Processes that open pictures and write.
         overwrite: Replace ``output`` if it exists.
-        progress: Show a progress bar.
+        progress: Show progress bars.
         **options: The reader's own options.
 
     Returns:
-        What was read, with the report of what was skipped or missing.
+        What was built, and what was skipped or missing.
 
     Raises:
-        M3ELError: If ``output`` exists and is not to be overwritten, or the source cannot be used.
+        M3ELError: If ``output`` exists and is not to be overwritten, the source cannot be used, or the disk is full.
     """
+    check_protocol(protocol)
+    if num_proc < 1:
+        raise M3ELError(f"{num_proc} processes cannot build anything: ask for 1 or more")
+    _check_output(folder, output, overwrite)
+    settings = Settings(seed, protocol, short_side)
+    known = None if previous is None else PreviousSplits(previous)
+    partial = output.with_name(output.name + ".partial")
+    with _locked(partial):
+        _start(partial, fingerprint(folder, reader, settings, str(previous), options))
+        try:
+            collection = collect(
+                reader, folder, seed, previous=known, work=partial / ".records", progress=progress, **options
+            )
+        except M3ELError:
+            if not any((partial / ".reports").iterdir()):  # nothing is lost
+                shutil.rmtree(partial)
+            raise
+        shards = _plan(collection, settings)
+        _write_all(shards, _Writer(partial, settings), num_proc, progress)
+        work = partial / ".build"
+        reports = [_report(partial, shard) for shard in shards]
+        manifest = _manifest(reader, folder, collection, settings, reports, _revision(work))
+        _check_nothing_lost(manifest, work)
+        manifest.save(work)
+        (work / "README.md").write_text(render_dataset_card(manifest), encoding="utf-8")
+        if output.exists():  # moved, not removed: half of it would still load
+            os.rename(output, partial / ".replaced")
+        os.rename(work, output)
+        shutil.rmtree(partial)
+    return manifest
+
+
+def _check_output(folder: Path | None, output: Path, overwrite: bool) -> None:
     if folder is not None and folder.resolve().is_relative_to(output.resolve()):
         raise M3ELError(f"{output} holds the source: choose another --output")
     if output.exists() and not overwrite:
         raise M3ELError(f"{output} exists already: pass --overwrite to replace it, or choose another --output")
     if output.exists() and not is_built(output):
         raise M3ELError(f"{output} is no built dataset and is not replaced: choose another --output")
-    collection = collect(reader, folder, seed, **options)
-    partial = output.with_name(output.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    work = partial / ".build"  # load_dataset passes over hidden folders
-    work.mkdir(parents=True)
-    with tqdm(total=len(collection.records), unit=" rows", desc=f"writing {output}", disable=not progress) as bar:
-        for topic in collection.topics:
-            for split in SPLITS:
-                if count := collection.count(split, topic):
-                    _write_rows(work, f"{topic}/{split}", count, _watched(collection.rows(split, topic), bar))
-    _write_shard(work / "entities" / "train-00000-of-00001.parquet", ENTITY_FEATURES, collection.entities())
-    (work / "README.md").write_text(render_dataset_card(collection, reader), encoding="utf-8")
-    if output.exists():  # moved, not removed: half of it would still load
-        os.rename(output, partial / ".replaced")
-    os.rename(work, output)
-    shutil.rmtree(partial)
-    return collection
 
 
-def _watched(rows: Iterator[Row], bar: tqdm) -> Iterator[Row]:
+@contextmanager
+def _locked(partial: Path) -> Iterator[None]:
+    """Makes the folder, keeps a second build away from it, and says in one line why it cannot be written."""
+    try:
+        partial.mkdir(parents=True, exist_ok=True)
+        with FileLock(partial / _LOCK, timeout=0):
+            yield
+    except Timeout:
+        raise M3ELError(f"another build is writing {partial}: wait for it, or choose another --output") from None
+    except OSError as error:  # a full disk, no permission; what readers cannot read is a M3ELError already
+        reason = os.strerror(error.errno) if error.errno else error
+        advice = "mend that and run the same command again, what is finished is kept"
+        raise M3ELError(f"{partial} cannot be written ({reason}): {advice}") from error
+
+
+def _start(partial: Path, key: str) -> None:
+    """Keeps what an interrupted build of the same source and settings has finished, and removes anything else."""
+    mark = partial / ".key"
+    same = mark.is_file() and mark.read_text() == key
+    for path in partial.iterdir():
+        if path.name != _LOCK and not (same and path.name in (".key", ".build", ".reports")):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    for name in (".build", ".reports", ".records", ".unfinished"):
+        (partial / name).mkdir(exist_ok=True)
+    mark.write_text(key)
+
+
+def _plan(collection: Collection, settings: Settings) -> list[Shard]:
+    """Lists the files to write, the largest first, so that processes finish together."""
+    size = ROWS_PER_SHARD if settings.short_side else ROWS_PER_SHARD_OF_ORIGINALS
+    shards = []
+    for topic in collection.topics:
+        for split in SPLITS:
+            shards += _named(_stem(collection, topic, split), collection.pieces(split, topic, size=size))
+    refs = collection.entities
+    shards += _named("entities/train", [refs[start : start + size] for start in range(0, len(refs), size)])
+    return sorted(shards, key=lambda shard: -shard.size)
+
+
+def _stem(collection: Collection, topic: str, split: str) -> str:
+    return f"mentions/{split}" if collection.reader.entities else f"data/{topic}/{split}"
+
+
+def _named(stem: str, contents: list[Any]) -> list[Shard]:
+    return [Shard(f"{stem}-{k:05d}-of-{len(contents):05d}.parquet", content) for k, content in enumerate(contents)]
+
+
+def _report_path(partial: Path, shard: Shard) -> Path:
+    return partial / ".reports" / f"{shard.name.replace('/', '.')}.json"
+
+
+def _report(partial: Path, shard: Shard) -> Report:
+    return Report(**json.loads(_report_path(partial, shard).read_text(encoding="utf-8")))
+
+
+@dataclass
+class _Writer:
+    """Writes shards: one for each process, which keeps what its pictures were reduced to."""
+
+    partial: Path
+    settings: Settings
+
+    def __post_init__(self) -> None:
+        self._spool = Spool(self.partial / ".records")
+        self._pictures = PictureStore(self.settings.short_side)
+
+    def is_done(self, shard: Shard) -> bool:
+        """Whether an interrupted build has finished it."""
+        files = [self.partial / ".build" / name for name in shard.files]
+        return all(path.is_file() for path in [*files, _report_path(self.partial, shard)])
+
+    def write(self, shard: Shard, advance: Callable[[], object]) -> None:
+        """Writes a shard where it is not seen, and moves it into place once it is whole.
+
+        Args:
+            shard: What to write.
+            advance: Called after each row.
+        """
+        maker = RowMaker(self._spool, self._pictures, self.settings.seed, self.settings.protocol)
+        rows = maker.rows(shard.content) if isinstance(shard.content, Piece) else maker.entities(shard.content)
+        self._write_files(shard, _watched(rows, advance))
+        # The report comes last: it says that the rest is there.
+        self._move_into_place(_report_path(self.partial, shard), json.dumps(asdict(maker.report)).encode())
+
+    def _write_files(self, shard: Shard, rows: Iterator[Row]) -> None:
+        names = list(shard.files)
+        paths = [self._unfinished(name) for name in names]
+        with ExitStack() as stack:
+            writers = [
+                stack.enter_context(_parquet_writer(path, shard.files[name]))
+                for path, name in zip(paths, names, strict=True)
+            ]
+            for group in _row_groups(rows):
+                for writer in writers:
+                    writer.write_table(pa.Table.from_pylist(group, schema=writer.schema))
+        for path, name in zip(paths, names, strict=True):
+            target = self.partial / ".build" / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(path, target)
+
+    def _unfinished(self, name: str) -> Path:
+        """A file of this process alone."""
+        return self.partial / ".unfinished" / f"{os.getpid()}.{name.replace('/', '.')}"
+
+    def _move_into_place(self, target: Path, data: bytes) -> None:
+        path = self._unfinished(target.name)
+        path.write_bytes(data)
+        os.replace(path, target)
+
+
+def _watched(rows: Iterator[Row], advance: Callable[[], object]) -> Iterator[Row]:
     for row in rows:
         yield row
-        bar.update()
+        advance()
 
 
-def _write_rows(work: Path, name: str, count: int, rows: Iterator[Row]) -> None:
-    """Writes ``data/<name>-*`` with the pictures and ``text/<name>-*`` without."""
-    shards = -(-count // ROWS_PER_SHARD)
-    for shard in range(shards):
-        file = f"{name}-{shard:05d}-of-{shards:05d}.parquet"
-        kept: list[Row] = []
-        _write_shard(work / "data" / file, ROW_FEATURES, _keep_text(islice(rows, ROWS_PER_SHARD), kept))
-        _write_shard(work / "text" / file, TEXT_FEATURES, kept)
-
-
-def _keep_text(rows: Iterable[Row], kept: list[Row]) -> Iterator[Row]:
+def _row_groups(rows: Iterator[Row]) -> Iterator[list[Row]]:
+    """Cuts rows into groups of at most `ROWS_PER_GROUP` rows and about `BYTES_PER_GROUP` bytes of pictures."""
+    group: list[Row] = []
+    size = 0
     for row in rows:
-        kept.append({name: row[name] for name in TEXT_FEATURES})
-        yield row
+        group.append(row)
+        size += sum(len(image["bytes"]) for image in _images(row))
+        if len(group) == ROWS_PER_GROUP or size >= BYTES_PER_GROUP:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
 
 
-def _write_shard(path: Path, features: Features, rows: Iterable[Row]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    rows = iter(rows)
+def _images(row: Row) -> list[Row]:
+    images = [row.get("image"), row.get("mention_image"), *row.get("candidate_images", ())]
+    return [image for image in images if image is not None]
+
+
+def _parquet_writer(path: Path, features: Features) -> pq.ParquetWriter:
+    """Opens a file that holds a picture once a row group, cut so that the Hub holds it once for all files."""
     schema = features.arrow_schema
-    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
-        while group := list(islice(rows, ROWS_PER_GROUP)):
-            writer.write_table(pa.Table.from_pylist(group, schema=schema))
+    return pq.ParquetWriter(
+        path,
+        schema,
+        compression={leaf: "none" if leaf.endswith(".bytes") else "zstd" for leaf in _leaves(schema)},  # JPEG is dense
+        dictionary_pagesize_limit=2 * BYTES_PER_GROUP,
+        use_content_defined_chunking=True,
+        write_page_index=True,
+    )
+
+
+def _leaves(schema: pa.Schema) -> list[str]:
+    """The paths by which Parquet knows the columns."""
+    buffer = pa.BufferOutputStream()
+    pq.write_table(schema.empty_table(), buffer)
+    return [column.path for column in pq.ParquetFile(buffer.getvalue()).schema]
+
+
+_process: tuple[_Writer, Any]
+
+
+def _start_process(writer: _Writer, counter: Any) -> None:
+    global _process
+    _process = writer, counter
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # an interrupt is for the parent to tell of
+
+
+def _write_in_process(shard: Shard) -> None:
+    writer, counter = _process
+
+    def advance() -> None:
+        with counter.get_lock():
+            counter.value += 1
+
+    writer.write(shard, advance)
+
+
+def _write_all(shards: list[Shard], writer: _Writer, num_proc: int, progress: bool) -> None:
+    """Writes the shards that are not done."""
+    left = [shard for shard in shards if not writer.is_done(shard)]
+    total, missing = (sum(shard.size for shard in one) for one in (shards, left))
+    with tqdm(total=total, initial=total - missing, unit=" rows", desc="writing", disable=not progress) as bar:
+        if num_proc == 1:
+            for shard in left:
+                writer.write(shard, bar.update)
+        else:
+            _write_in_pool(left, writer, num_proc, bar)
+
+
+def _write_in_pool(shards: list[Shard], writer: _Writer, num_proc: int, bar: tqdm) -> None:
+    context = get_context("spawn")  # a fork would copy threads' locks
+    counter = context.Value("Q", 0)
+    with ProcessPoolExecutor(num_proc, context, _start_process, (writer, counter)) as pool:
+        futures = [pool.submit(_write_in_process, shard) for shard in shards]
+        start = bar.n
+        try:
+            while futures:
+                done, _ = wait(futures, timeout=0.2, return_when=FIRST_EXCEPTION)
+                bar.update(start + counter.value - bar.n)
+                for future in done:
+                    future.result()
+                futures = [future for future in futures if future not in done]
+        except BrokenProcessPool:
+            raise M3ELError(
+                "a process was killed, perhaps for memory: run the same command again with a lower --num-proc"
+            ) from None
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _manifest(
+    reader: str,
+    folder: Path | None,
+    collection: Collection,
+    settings: Settings,
+    reports: list[Report],
+    revision: str,
+) -> Manifest:
+    report = collection.report
+    unusable = dict(report.unusable_images)
+    counts = Counter(report.counts)
+    for one in reports:
+        unusable |= one.unusable_images
+        counts.update(one.counts)
+    return Manifest(
+        title=collection.reader.title,
+        reader=reader,
+        kind="knowledge_base" if collection.reader.entities else "candidates",
+        **asdict(settings),
+        source=None if folder is None else folder.resolve().name,
+        released_splits=collection.released,
+        rows={
+            topic: {split: count for split in SPLITS if (count := collection.count(split, topic))}
+            for topic in collection.topics
+        },
+        entities=len(collection.entities),
+        revision=revision,
+        read=report.read,
+        skipped=report.skipped,
+        entities_read=report.entities_read,
+        entities_skipped=report.entities_skipped,
+        unusable_images=dict(sorted(unusable.items())),
+        counts=dict(sorted(counts.items())),
+        software={package: version(package) for package in ("m3el-hf", "datasets", "pyarrow", "pillow")},
+    )
+
+
+def _revision(work: Path) -> str:
+    """Returns a digest of all data files."""
+    digest = hashlib.sha256()
+    for path in sorted(work.rglob("*.parquet")):
+        with path.open("rb") as file:
+            digest.update(f"{path.relative_to(work)} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def _check_nothing_lost(manifest: Manifest, work: Path) -> None:
+    """Checks that whatever was read is in the files or reported, and nothing else is.
+
+    Raises:
+        RuntimeError: If not; no input can be the reason.
+    """
+    kind = "mentions" if manifest.kind == "knowledge_base" else "data"
+    rows, entities = (
+        sum(pq.read_metadata(path).num_rows for path in (work / name).rglob("*.parquet")) for name in (kind, "entities")
+    )
+    if manifest.read != rows + len(manifest.skipped):
+        raise RuntimeError(f"{manifest.read} instances read, but {rows} written and {len(manifest.skipped)} skipped")
+    known = manifest.entities_read - len(manifest.entities_skipped) if kind == "mentions" else manifest.entities
+    if entities != known:
+        raise RuntimeError(f"{known} entities read, but {entities} written")

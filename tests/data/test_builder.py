@@ -2,19 +2,22 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from datasets import Dataset, DatasetDict, load_dataset
+from datasets import Dataset, DatasetDict, IterableDataset, load_dataset
 from PIL import Image
 
 import m3el_hf
 from m3el_hf.data import builder as builder_module
 from m3el_hf.data.builder import M3EL, load_m3el
-from m3el_hf.data.configs import get_config
+from m3el_hf.data.configs import select
 from m3el_hf.data.store import build
 from m3el_hf.errors import M3ELError
+from m3el_hf.tasks import TASKS
 from tests.conftest import instance, write_release
 
 
@@ -58,7 +61,7 @@ def test_rows_are_those_of_the_published_folder(source, built, tmp_path, config)
     assert raw.keys() == published.keys()
     key = "qid" if config == "entities" else "id"
     for split, rows in raw.items():
-        assert rows.features == published[split].features == get_config(config).features
+        assert rows.features == published[split].features == select(config).features
         found, expected = ({row[key]: row for row in undecoded(one)} for one in (rows, published[split]))
         assert found == expected
         assert len(found) == len(rows) == len(published[split])
@@ -79,7 +82,7 @@ def test_one_split_is_one_dataset(source, tmp_path):
 
 def test_a_second_call_reads_nothing(release, tmp_path, monkeypatch):
     first = rows_of(release, tmp_path)
-    monkeypatch.setattr(builder_module, "collect", lambda *args: pytest.fail("read again"))
+    monkeypatch.setattr(builder_module, "collect", lambda *args, **kwargs: pytest.fail("read again"))
     assert rows_of(release, tmp_path) == first
 
 
@@ -145,7 +148,7 @@ def test_an_unknown_config_is_a_mistake(release, tmp_path):
 
 def test_a_missing_folder_is_a_mistake(tmp_path):
     message = mistake(config="person", data_dir=tmp_path / "absent", cache_dir=tmp_path)
-    assert message.startswith(f"no such folder: {tmp_path / 'absent'}; pass the folder")
+    assert message.startswith(f"no such folder: {tmp_path / 'absent'}; pass a folder")
 
 
 def test_a_folder_without_topics_is_a_mistake(tmp_path):
@@ -186,7 +189,90 @@ def test_the_builder_streams(release, tmp_path):
     assert {row["topic"] for row in rows} == {"person"}
 
 
-def test_a_built_folder_says_how_to_read_it(built):
-    with pytest.raises(M3ELError, match="is built already: read it with datasets.load_dataset") as caught:
-        load_m3el("books", data_dir=built)
-    assert f"load_dataset({str(built)!r}, 'books')" in str(caught.value)
+def rows_by_split(data: Any) -> dict[str, list[dict[str, Any]]]:
+    """Rows with pictures as bytes, whether they stream or not."""
+    return {
+        split: list(rows.decode(False) if hasattr(rows, "decode") else undecoded(rows)) for split, rows in data.items()
+    }
+
+
+@pytest.mark.parametrize("task", ["t2t", "i2it"])
+def test_a_topic_is_read_as_a_task_sees_it_raw_and_built_streaming_and_not(source, built, tmp_path, task):
+    expected = {
+        split: [{name: row[name] for name in TASKS[task].columns} for row in rows]
+        for split, rows in rows_by_split(load_dataset(str(built), "books")).items()
+    }
+    assert {split: len(rows) for split, rows in expected.items()} == {"train": 3, "test": 3}
+    for folder in (source, built):
+        for streaming in (False, True):
+            data = load_m3el("books", task=task, data_dir=folder, cache_dir=tmp_path, streaming=streaming)
+            assert rows_by_split(data) == expected
+    assert isinstance(load_m3el("books", data_dir=built, streaming=True)["train"], IterableDataset)
+
+
+def test_two_processes_read_the_same_rows(source, tmp_path, monkeypatch):
+    monkeypatch.setattr(builder_module, "_PIECE", 4)
+    one, two = (rows_of(source, tmp_path / str(number), num_proc=number) for number in (1, 2))
+    assert one == two
+
+
+def test_the_deleaked_protocol_goes_through(release, tmp_path):
+    path = release / "person_candidates_images" / "Name 3-Q30"
+    (path / "mention3.png").write_bytes((path / "Q30.png").read_bytes())
+    for protocol, missing in (("as_released", 0), ("deleaked", 1)):
+        rows = rows_of(release, tmp_path, protocol=protocol)
+        assert sum(row["mention_image"] is None for one in rows.values() for row in one) == missing
+
+
+def test_candidates_and_knowledge_bases_have_different_configs(release, tmp_path):
+    message = mistake(config="mentions", data_dir=release, cache_dir=tmp_path)
+    assert message == f"{release} has no 'mentions': choose all, a topic, a task, entities"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"reader": "csv"}, "unknown reader 'csv': choose one of m3el, "),
+        ({"protocol": "clean"}, "unknown protocol 'clean': choose one of as_released, deleaked"),
+        ({"task": "t2x"}, "unknown task 't2x': choose one of t2t"),
+    ],
+)
+def test_a_mistaken_argument_is_named(release, tmp_path, arguments, message):
+    assert mistake(data_dir=release, cache_dir=tmp_path, **arguments).startswith(message)
+
+
+REGISTERED = """
+import json, sys
+from datasets import disable_progress_bars, load_dataset
+import m3el_hf
+
+disable_progress_bars()
+m3el_hf.register_dataset()
+release, cache = sys.argv[1:]
+rows = load_dataset("m3el", "person", data_dir=release, cache_dir=cache)
+stream = load_dataset("m3el", "t2t", data_dir=release, split="train", streaming=True, seed=3)
+print(json.dumps([{split: one["id"][:] for split, one in rows.items()}, [row["id"] for row in stream]]))
+"""
+
+
+def test_a_registered_builder_reads_a_raw_release_by_name(release, tmp_path):
+    found = []
+    for _ in range(2):
+        process = subprocess.run(
+            [sys.executable, "-c", REGISTERED, str(release), str(tmp_path / "cache")],
+            cwd=Path(__file__).parents[2],
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert process.returncode == 0, process.stderr
+        found.append(json.loads(process.stdout.splitlines()[-1]))
+        write_release(
+            release, [instance(number) for number in range(13)]
+        )  # it is read again, though its name is the same
+    for (rows, stream), size in zip(found, (12, 13), strict=True):
+        folder = write_release(tmp_path / f"copy{size}", [instance(number) for number in range(size)])
+        assert rows == {
+            split: one["id"][:] for split, one in load_m3el("person", data_dir=folder, cache_dir=tmp_path).items()
+        }
+        assert stream == load_m3el("t2t", data_dir=folder, seed=3, split="train", cache_dir=tmp_path)["id"][:]

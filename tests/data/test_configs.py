@@ -2,20 +2,22 @@ from __future__ import annotations
 
 import pytest
 
-from m3el_hf.data.configs import CONFIGS, get_config
-from m3el_hf.data.schema import ENTITY_FEATURES, ROW_FEATURES
+from m3el_hf.data.configs import configs, select
+from m3el_hf.data.schema import ENTITY_FEATURES, MENTION_FEATURES, ROW_FEATURES
 from m3el_hf.errors import M3ELError
 from m3el_hf.tasks import TASKS, TOPICS
+
+CONFIGS = configs(TOPICS, knowledge_base=False)
 
 
 def test_there_is_a_config_for_all_each_topic_each_task_and_the_entities():
     assert list(CONFIGS) == ["all", *TOPICS, *TASKS, "entities"]
-    assert all(get_config(name).name == name for name in CONFIGS)
+    assert all(select(name) == config for name, config in CONFIGS.items())
 
 
 def test_a_topic_shows_every_column_of_its_rows():
     for name in ("all", *TOPICS):
-        config = get_config(name)
+        config = select(name)
         assert config.topic == (None if name == "all" else name)
         assert config.features == ROW_FEATURES
         assert config.folder == "data"
@@ -23,7 +25,7 @@ def test_a_topic_shows_every_column_of_its_rows():
 
 @pytest.mark.parametrize("name", TASKS)
 def test_a_task_shows_its_columns_of_all_topics(name):
-    config = get_config(name)
+    config = select(name)
     assert config.topic is None
     assert config.columns == TASKS[name].columns
     assert dict(config.features) == {column: ROW_FEATURES[column] for column in TASKS[name].columns}
@@ -34,12 +36,63 @@ def test_only_the_task_without_pictures_reads_the_files_without_pictures():
 
 
 def test_entities_have_their_own_columns():
-    assert get_config("entities").features == ENTITY_FEATURES
-    assert get_config("entities").folder == "entities"
+    assert select("entities").features == ENTITY_FEATURES
+    assert select("entities").folder == "entities"
+
+
+def test_a_source_with_a_knowledge_base_has_mentions_and_entities():
+    found = configs(["mentions"], knowledge_base=True)
+    assert list(found) == ["mentions", "entities"]
+    assert [config.default for config in found.values()] == [True, False]
+    assert found["mentions"].features == MENTION_FEATURES
+    assert not any(name.startswith("candidate") or name == "answer" for name in MENTION_FEATURES)
+
+
+GIVES_THE_GOLD_AWAY = {
+    "answer_qid",
+    "candidate_qids",
+    "split_group",
+    "gold_position_released",
+    "mention_image_is_gold",
+    "mention_name_is_gold",
+    "image_urls",
+    "licences",
+    "difficulty",
+}
+
+
+@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("topic", ["all", "person"])
+def test_a_task_shows_nothing_that_gives_the_gold_away(name, topic):
+    columns = set(select(topic, name).features)
+    assert columns.isdisjoint(GIVES_THE_GOLD_AWAY)
+    seen = columns - {"id", "topic", "answer"}
+    assert {column for column in seen if "image" in column} == {
+        *["mention_image"] * TASKS[name].mention.has_image,
+        *["candidate_images"] * TASKS[name].candidate.has_image,
+    }
+    assert ("mention" in seen, "context" in seen) == (TASKS[name].mention.has_text,) * 2
+    assert ("candidate_names" in seen, "candidate_descriptions" in seen) == (TASKS[name].candidate.has_text,) * 2
+
+
+def test_a_topic_and_a_task_are_both_kept():
+    view = select("books", "t2t")
+    assert (view.folder, view.topic, view.columns) == ("text", "books", TASKS["t2t"].columns)
+    assert view.data_files({"books": {"train": 3, "test": 0}}) == {"train": "text/books/train-*.parquet"}
+    assert select("all", "i2i").data_files({"books": {"train": 3}, "movies": {"test": 1}}) == {
+        "train": "data/*/train-*.parquet",
+        "test": "data/*/test-*.parquet",
+    }
+
+
+@pytest.mark.parametrize("name", ["t2t", "entities", "mentions"])
+def test_a_task_goes_with_a_topic_only(name):
+    with pytest.raises(M3ELError, match=f"^a task goes with 'all' or a topic, not with '{name}'$"):
+        select(name, "i2i")
 
 
 @pytest.mark.parametrize("name", ["music", "", "ALL", "t2"])
 def test_an_unknown_config_is_named_beside_the_known(name):
     with pytest.raises(M3ELError) as caught:
-        get_config(name)
-    assert str(caught.value) == f"unknown config {name!r}: choose one of {', '.join(CONFIGS)}"
+        select(name)
+    assert str(caught.value) == f"unknown config {name!r}: choose one of {', '.join(CONFIGS)}, mentions"

@@ -3,7 +3,6 @@ from __future__ import annotations
 import io
 from collections import Counter
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,11 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from m3el_hf.data.rows import collect, make_row
-from m3el_hf.data.schema import ENTITY_FEATURES, ROW_FEATURES, Candidate, Picture, Record, Report
+from m3el_hf.data.collection import EntityRef, Piece, Spool, collect
+from m3el_hf.data.images import PictureStore
+from m3el_hf.data.rows import PROTOCOLS, REMOVED, SAME_FILE, RowMaker, check_protocol
+from m3el_hf.data.schema import MENTION_FEATURES, NIL, ROW_FEATURES, SPLITS, Entity, Picture, Record
 from m3el_hf.errors import M3ELError
 from m3el_hf.tasks import TASKS
-from tests.conftest import instance, real, write_release
+from tests.conftest import instance, real, rows_of, write_release
 
 quick = settings(deadline=None, max_examples=50, database=None)
 
@@ -30,15 +31,38 @@ def encoded(shade: int) -> bytes:
 
 def record(number: int = 0, *, candidates: int = 3, gold: int = 0, **changes: Any) -> Record:
     entities = tuple(
-        Candidate(f"Q{k}", f"name {k}", f"description {k}", Picture(data=encoded(k), url=f"u{k}"))
+        Entity(f"Q{k}", f"name {k}", f"description {k}", Picture(data=encoded(k), url=f"u{k}"))
         for k in range(candidates)
     )
     made = Record(f"row-{number}", f"row {number}", "person", None, "mention", None, None, f"Q{gold}", entities)
     return replace(made, **changes)
 
 
+class Shelf(Spool):
+    """A spool of one record, and of one entity of a knowledge base."""
+
+    def __init__(self, record: Record, entity: Entity | None = None) -> None:
+        self._one, self._gold = record, entity
+
+    def record(self, topic: str, row: int) -> Record:
+        return self._one
+
+    def entity(self, ref: EntityRef) -> Entity:
+        assert self._gold is not None
+        return self._gold
+
+
+def maker_of(made: Record, gold: Entity | None = None, **options: Any) -> RowMaker:
+    return RowMaker(Shelf(made, gold), PictureStore(), **options)
+
+
+def made_by(maker: RowMaker, gold: bool = False) -> dict[str, Any]:
+    (row,) = maker.rows(Piece("person", "train", [0], ["group"], [("entities", 0, None) if gold else None]))
+    return row
+
+
 def row_of(made: Record, seed: int = 0) -> dict[str, Any]:
-    return make_row(made, "group", seed, Report())
+    return made_by(maker_of(made, seed=seed))
 
 
 @given(candidates=st.integers(1, 7), data=st.data(), seed=st.integers(0, 99), number=st.integers(0, 99))
@@ -76,7 +100,7 @@ def test_the_order_hangs_on_the_seed_and_the_id_alone():
         split="test",
         mention="other",
         context="other",
-        candidates=tuple(Candidate(f"E{k}", "x") for k in range(6)),
+        candidates=tuple(Entity(f"E{k}", "x") for k in range(6)),
         answer_qid="E3",
     )
     assert order(other, 1) == order(record(5, candidates=6), 1)
@@ -85,10 +109,11 @@ def test_the_order_hangs_on_the_seed_and_the_id_alone():
 
 
 def test_what_is_missing_is_null():
-    bare = replace(record(), candidates=(Candidate("Q0", ""), Candidate("Q1", "one")))
+    bare = replace(record(), candidates=(Entity("Q0", ""), Entity("Q1", "one")))
     row = row_of(bare)
     missing = {key for key, value in row.items() if value is None}
     assert missing == {"context", "mention_image", "difficulty", "mention_image_is_gold"}
+    assert row["mention_name_is_gold"] is False
     assert sorted(row["candidate_names"], key=str) == [None, "one"]
     for column in ("candidate_descriptions", "candidate_images", "licences", "image_urls"):
         assert set(row[column]) == {None}
@@ -108,8 +133,8 @@ def test_a_mention_picture_that_is_the_golds_is_marked(mention, gold, expected):
     def picture(data: bytes | None) -> Picture | None:
         return None if data is None else Picture(data=data)
 
-    others = tuple(Candidate(f"Q{k}", "other", None, Picture(data=encoded(1))) for k in (1, 2))
-    entities = (Candidate("Q0", "gold", None, picture(gold)), *others)
+    others = tuple(Entity(f"Q{k}", "other", None, Picture(data=encoded(1))) for k in (1, 2))
+    entities = (Entity("Q0", "gold", None, picture(gold)), *others)
     row = row_of(replace(record(picture=picture(mention)), candidates=entities))
     assert row["mention_image_is_gold"] is expected
 
@@ -118,7 +143,7 @@ def test_the_same_file_under_two_names_is_the_same_picture(tmp_path):
     for name in ("a.png", "b.png"):
         (tmp_path / name).write_bytes(encoded(7))
     made = record(picture=Picture(path=tmp_path / "a.png"))
-    gold = Candidate("Q0", "gold", None, Picture(path=tmp_path / "b.png"))
+    gold = Entity("Q0", "gold", None, Picture(path=tmp_path / "b.png"))
     assert row_of(replace(made, candidates=(gold, *made.candidates[1:])))["mention_image_is_gold"] is True
 
 
@@ -128,11 +153,11 @@ def test_urls_list_the_mention_first():
 
 
 def test_an_unusable_picture_is_null_and_reported():
-    report = Report()
-    row = make_row(record(picture=Picture(data=b"<html>", url="u")), "group", 0, report)
+    maker = maker_of(record(picture=Picture(data=b"<html>", url="u")))
+    row = made_by(maker)
     assert row["mention_image"] is None
     assert row["image_urls"][0] == "u"
-    ((file, reason),) = report.unusable_images.items()
+    ((file, reason),) = maker.report.unusable_images.items()
     assert file == "u"
     assert reason.startswith("is not a picture")
 
@@ -141,18 +166,62 @@ def test_an_unusable_picture_is_null_and_reported():
 @quick
 def test_rows_fit_the_schema(number):
     row = row_of(record(number))
-    assert list(row) == list(ROW_FEATURES)
+    assert set(row) == set(ROW_FEATURES)
     table = pa.Table.from_pylist([row], schema=ROW_FEATURES.arrow_schema)
     assert table.to_pylist() == [row]
 
 
-def all_rows(collection: Any) -> list[dict[str, Any]]:
-    return [row for split in ("train", "validation", "test") for row in collection.rows(split)]
+@pytest.mark.parametrize(("name", "same"), [(" KANSAS ", True), ("Kansas City", False), ("", False)])
+def test_a_mention_that_bears_the_golds_name_is_marked(name, same):
+    made = replace(record(mention="Kansas"), candidates=(Entity("Q0", name), Entity("Q1", "Kansas")))
+    assert row_of(made)["mention_name_is_gold"] is same
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_only_the_deleaked_protocol_removes_the_golds_own_picture(protocol):
+    for shade, is_gold in ((0, True), (9, False)):
+        maker = maker_of(record(picture=Picture(data=encoded(shade), url="u")), protocol=protocol)
+        row = made_by(maker)
+        removed = is_gold and protocol == "deleaked"
+        assert row["mention_image_is_gold"] is is_gold
+        assert row["mention_image"] == (None if removed else {"bytes": encoded(shade), "path": None})
+        assert row["image_urls"][0] == "u"
+        assert maker.report.counts[REMOVED] == removed
+
+
+def test_mentions_with_the_golds_own_file_are_counted(tmp_path):
+    (tmp_path / "a.png").write_bytes(encoded(7))
+    gold = Entity("Q0", "gold", None, Picture(path=tmp_path / "a.png"))
+    maker = maker_of(replace(record(picture=Picture(path=tmp_path / "a.png")), candidates=(gold,)))
+    assert made_by(maker)["mention_image_is_gold"] is True
+    assert maker.report.counts == {SAME_FILE: 1}
+
+
+def test_a_protocol_is_one_of_two():
+    with pytest.raises(M3ELError, match="^unknown protocol 'clean': choose one of as_released, deleaked$"):
+        check_protocol("clean")
+
+
+@pytest.mark.parametrize("has_gold", [True, False])
+def test_a_mention_of_a_knowledge_base_has_no_candidates(has_gold):
+    gold = Entity("Q5", "Mention", "a gold", Picture(data=encoded(3)))
+    made = replace(record(picture=Picture(data=encoded(3))), candidates=(), answer_qid="Q5" if has_gold else NIL)
+    row = made_by(maker_of(made, gold), has_gold)
+    assert set(row) == set(MENTION_FEATURES)
+    assert pa.Table.from_pylist([row], schema=MENTION_FEATURES.arrow_schema).num_rows == 1
+    assert (row["mention_image_is_gold"], row["mention_name_is_gold"]) == ((True, True) if has_gold else (None, None))
+    assert row["answer_qid"] == made.answer_qid
+    assert len(row["image_urls"]) == 1
+
+
+def all_rows(collection: Any, seed: int = 0) -> list[dict[str, Any]]:
+    maker = RowMaker(Spool(collection.folder), PictureStore(), seed)
+    return [row for split in SPLITS for piece in collection.pieces(split, size=100) for row in maker.rows(piece)]
 
 
 def test_the_same_seed_gives_the_same_rows(tmp_path):
     write_release(tmp_path, [instance(number) for number in range(20)])
-    first, again, other = (all_rows(collect("m3el", tmp_path, seed)) for seed in (3, 3, 4))
+    first, again, other = (all_rows(collect("m3el", tmp_path, seed), seed) for seed in (3, 3, 4))
     assert first == again
     assert [row["id"] for row in first] != [row["id"] for row in other]
     orders = [{row["id"]: row["candidate_qids"] for row in rows} for rows in (first, other)]
@@ -160,67 +229,9 @@ def test_the_same_seed_gives_the_same_rows(tmp_path):
     assert orders[0].keys() == orders[1].keys()
 
 
-def test_rows_are_filed_under_split_and_topic(tmp_path):
-    for topic, split, size in (("books", "train", 3), ("books", "test", 2), ("movies", "train", 1)):
-        name = f"{topic}_{split}.json"
-        write_release(tmp_path, [instance(number, topic=topic, images=False) for number in range(size)], name)
-    collection = collect("m3el", tmp_path)
-    assert collection.topics == ["movies", "books"]
-    for split in ("train", "validation", "test"):
-        for topic in (None, "books", "movies", "sports"):
-            rows = list(collection.rows(split, topic))
-            assert len(rows) == collection.count(split, topic)
-            assert {row["topic"] for row in rows} <= ({topic} if topic else {"books", "movies"})
-    assert [collection.count("train"), collection.count("test"), collection.count("train", "books")] == [4, 2, 3]
-
-
-def test_each_entity_comes_once_as_first_named(tmp_path):
-    first, second = instance(0, images=False), instance(1, images=False)
-    first["candidates"][1]["name"] = ""
-    second["candidates"][1] = {"Qid": "Q01", "name": "late name", "description": "late"}
-    second["candidates"][2] = {"Qid": "Q02", "name": "other name", "description": "other"}
-    entities = list(collect("m3el", write_release(tmp_path, [first, second])).entities())
-    assert [(one["qid"], one["name"]) for one in entities] == [
-        ("Q00", "Name 0a"),
-        ("Q01", "late name"),
-        ("Q02", "Name 0c"),
-        ("Q10", "Name 1a"),
-    ]
-    assert pa.Table.from_pylist(entities, schema=ENTITY_FEATURES.arrow_schema).to_pylist() == entities
-
-
-def test_an_entity_without_any_name_has_none(tmp_path):
-    one = instance(0, images=False)
-    one["candidates"][1] |= {"name": "", "description": ""}
-    entities = list(collect("m3el", write_release(tmp_path, [one])).entities())
-    assert entities[1] == {"qid": "Q01", "name": None, "description": None, "image": None}
-
-
-def test_an_entity_keeps_its_picture(tmp_path):
-    write_release(tmp_path, [instance(0)])
-    folder = tmp_path / "person_candidates_images" / "Name 0-Q00"
-    for entity in collect("m3el", tmp_path).entities():
-        assert entity["image"] == {"bytes": (folder / f"{entity['qid']}.png").read_bytes(), "path": None}
-
-
-def test_an_unknown_reader_is_named_beside_the_known():
-    with pytest.raises(M3ELError, match="^unknown reader 'csv': choose one of m3el, mini"):
-        collect("csv", Path())
-
-
-def test_mini_reads_no_folder(tmp_path):
-    with pytest.raises(M3ELError, match="mini is generated, it reads nothing"):
-        collect("mini", tmp_path)
-
-
-def test_mini_is_counted():
-    assert collect("mini", None, instances=10).report.read == 10
-
-
 def test_real_pictures_become_rows():
-    collection = collect("m3el", real("data/emoji"))
-    rows = [row for _, row in zip(range(12), collection.rows("test"), strict=False)]
-    assert collection.report.unusable_images == {}
+    rows = rows_of(collect("m3el", real("data/emoji")), "test")[:12]
+    assert all(row["mention_image"] and all(row["candidate_images"]) for row in rows)
     assert all(task.fits(row) for task in TASKS.values() for row in rows)
     assert {row["mention_image_is_gold"] for row in rows} == {False}  # another foundry drew it
     assert {row["gold_position_released"] for row in rows} == {0}
@@ -234,11 +245,10 @@ def test_real_pictures_become_rows():
 
 def test_real_rows_without_pictures_are_null():
     collection = collect("m3el", real("data/person"))
-    rows = list(collection.rows("validation")) + list(collection.rows("test"))
+    rows = rows_of(collection, "validation") + rows_of(collection, "test")
     assert {row["mention_image"] for row in rows} == {None}
     assert all(set(row["candidate_images"]) == set(row["candidate_descriptions"]) == {None} for row in rows)
     assert all(set(row["image_urls"]) == {None} for row in rows)
-    assert collection.report.unusable_images == {}
     assert all(TASKS["t2t"].fits(row) and not TASKS["t2i"].fits(row) for row in rows)
     answers = Counter(row["answer"] for row in rows)
     assert all(abs(answers[place] - len(rows) / 3) < 5 * np.sqrt(len(rows) * 2 / 9) for place in range(3))

@@ -3,10 +3,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,16 +17,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from datasets import Features, load_dataset
+from filelock import FileLock
+from PIL import Image
 
-from m3el_hf.data import rows as rows_module
 from m3el_hf.data import store as store_module
-from m3el_hf.data.configs import CONFIGS
-from m3el_hf.data.rows import Collection, collect
-from m3el_hf.data.schema import ENTITY_FEATURES, ROW_FEATURES, SPLITS
+from m3el_hf.data.builder import load_m3el
+from m3el_hf.data.collection import Piece, collect
+from m3el_hf.data.configs import select
+from m3el_hf.data.manifest import Manifest
+from m3el_hf.data.readers import READERS
+from m3el_hf.data.rows import RowMaker
+from m3el_hf.data.schema import ENTITY_FEATURES, ROW_FEATURES, SPLITS, Reader
 from m3el_hf.data.store import build
 from m3el_hf.errors import M3ELError
 from m3el_hf.tasks import TASKS
-from tests.conftest import instance, write_release
+from tests.conftest import entities_of, instance, rows_of, write_release
 
 ROOT = Path(__file__).parents[2]
 FILES = {
@@ -92,7 +99,8 @@ def expected(source: Path) -> dict[str, list[dict[str, Any]]]:
     """The rows of each split, straight from the reader; files are read in the order of their names."""
     collection = collect("m3el", source)
     return {
-        split: [row for topic in sorted(collection.topics) for row in collection.rows(split, topic)] for split in SPLITS
+        split: [row for topic in sorted(collection.topics) for row in rows_of(collection, split, topic)]
+        for split in SPLITS
     }
 
 
@@ -161,7 +169,7 @@ def test_a_task_loads_without_the_package_and_shows_nothing_else(elsewhere, expe
         split: [{column: row[column] for column in TASKS[task].columns} for row in plain(rows)]
         for split, rows in expected.items()
     }
-    assert all(one["features"] == described(CONFIGS[task].features) for one in found.values())
+    assert all(one["features"] == described(select(task).features) for one in found.values())
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -181,7 +189,7 @@ def test_no_picture_has_a_path(elsewhere):
 def test_entities_load_once_each_without_the_package(elsewhere, source):
     found = elsewhere["entities"]["splits"]
     assert list(found) == ["train"]
-    assert found["train"]["rows"] == plain(list(collect("m3el", source).entities()))
+    assert found["train"]["rows"] == plain(entities_of(collect("m3el", source)))
     assert found["train"]["features"] == described(ENTITY_FEATURES)
     qids = [row["qid"] for row in found["train"]["rows"]]
     assert len(qids) == len(set(qids)) == 3 * sum(FILES.values())
@@ -215,6 +223,15 @@ def test_the_same_input_gives_the_same_bytes(built, source, tmp_path):
     assert contents(tmp_path / "again") == contents(built)
 
 
+def test_a_folder_that_was_built_again_is_read_again(tmp_path):
+    """`datasets` knows a local folder by its name and its card alone."""
+    for number in range(2):
+        folder = write_release(tmp_path / str(number), [instance(number, images=False)])
+        build("m3el", folder, tmp_path / "m3el", progress=False, overwrite=True)
+        for rows in (load_dataset(str(tmp_path / "m3el")), load_m3el(task="t2t", data_dir=tmp_path / "m3el")):
+            assert rows["train"][0]["mention"] == f"Name {number}"
+
+
 def test_another_seed_gives_other_bytes(built, source, tmp_path):
     build("m3el", source, tmp_path / "other", progress=False, seed=1)
     assert contents(tmp_path / "other") != contents(built)
@@ -238,8 +255,9 @@ def test_a_build_reports_what_was_missing(source, tmp_path):
     shutil.copytree(source, broken)
     picture = broken / "books_candidates_images" / "Name 100-Q1000" / "Q1001.png"
     picture.write_bytes(b"")
-    collection = build("m3el", broken, tmp_path / "m3el", progress=False)
-    assert collection.report.unusable_images == {str(picture): "is empty (0 bytes)"}
+    manifest = build("m3el", broken, tmp_path / "m3el", progress=False)
+    assert manifest == Manifest.load(tmp_path / "m3el")
+    assert manifest.unusable_images == {str(picture): "is empty (0 bytes)"}
     rows = load_dataset(str(tmp_path / "m3el"), "books", split="train")
     assert sum(image is None for row in rows for image in row["candidate_images"]) == 1
 
@@ -249,24 +267,25 @@ def interrupt_row(number: int) -> Callable[[pytest.MonkeyPatch], None]:
 
     def install(monkeypatch: pytest.MonkeyPatch) -> None:
         made = iter(range(number))
-        whole = rows_module.make_row
+        whole = RowMaker.rows
 
-        def make_row(*args: Any) -> dict[str, Any]:
-            if next(made, None) is None:
-                raise KeyboardInterrupt
-            return whole(*args)
+        def rows(self: RowMaker, piece: Piece) -> Iterator[dict[str, Any]]:
+            for row in whole(self, piece):
+                if next(made, None) is None:
+                    raise KeyboardInterrupt
+                yield row
 
-        monkeypatch.setattr(rows_module, "make_row", make_row)
+        monkeypatch.setattr(RowMaker, "rows", rows)
 
     return install
 
 
 def interrupt_entities(monkeypatch: pytest.MonkeyPatch) -> None:
-    def entities(self: Collection) -> Iterator[dict[str, Any]]:
+    def entities(self: RowMaker, refs: Any) -> Iterator[dict[str, Any]]:
         yield {"qid": "Q1", "name": "one", "description": None, "image": None}
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Collection, "entities", entities)
+    monkeypatch.setattr(RowMaker, "entities", entities)
 
 
 def interrupt(name: str, owner: Any = store_module, after: int = 0) -> Callable[[pytest.MonkeyPatch], None]:
@@ -355,18 +374,20 @@ def test_half_of_a_replaced_folder_never_loads(source, built, tmp_path, monkeypa
 BUILD_TWICE_AND_DIE = """
 import os, signal, sys
 from pathlib import Path
-from m3el_hf.data import rows
-from m3el_hf.data.store import build
+from m3el_hf.data import rows, store
 
 source, first, second = map(Path, sys.argv[1:])
-build("m3el", source, first, progress=False)
-made, whole = iter(range(20)), rows.make_row
-rows.make_row = lambda *args: whole(*args) if next(made, None) is not None else os.kill(os.getpid(), signal.SIGKILL)
-build("m3el", source, second, progress=False)
+store.build("m3el", source, first, progress=False)
+made, whole = iter(range(20)), rows.RowMaker._linking_row
+rows.RowMaker._linking_row = lambda *args: (
+    whole(*args) if next(made, None) is not None else os.kill(os.getpid(), signal.SIGKILL)
+)
+store.ROWS_PER_SHARD = 5
+store.build("m3el", source, second, progress=False)
 """
 
 
-def test_a_killed_build_leaves_nothing_that_loads(source, built, tmp_path):
+def test_a_killed_build_goes_on_where_it_was(source, built, tmp_path, monkeypatch):
     (tmp_path / "second").mkdir()
     paths = [source, tmp_path / "first" / "m3el", tmp_path / "second" / "m3el"]
     process = subprocess.run(
@@ -381,9 +402,203 @@ def test_a_killed_build_leaves_nothing_that_loads(source, built, tmp_path):
     assert contents(paths[1]) == contents(built)  # another process, the same bytes
     assert [path.name for path in (tmp_path / "second").iterdir()] == ["m3el.partial"]
     assert_nothing_loads(tmp_path / "second")
+    done = {path.name for path in (tmp_path / "second" / "m3el.partial" / ".build").rglob("*.parquet")}
+    assert done
+    written = watch_shards(monkeypatch)
+    monkeypatch.setattr(store_module, "ROWS_PER_SHARD", 5)
     build("m3el", source, paths[2], progress=False)
-    assert contents(paths[2]) == contents(built)
+    assert written
+    assert done.isdisjoint(Path(name).name for name in written if "person/train" in name)
+    build("m3el", source, tmp_path / "whole", progress=False)
+    assert contents(paths[2]) == contents(tmp_path / "whole")
     assert [path.name for path in (tmp_path / "second").iterdir()] == ["m3el"]
+
+
+def watch_shards(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the shards that are written from now on."""
+    written: list[str] = []
+    whole = store_module._Writer.write
+
+    def write(self: Any, shard: Any, advance: Any) -> None:
+        written.append(shard.name)
+        whole(self, shard, advance)
+
+    monkeypatch.setattr(store_module._Writer, "write", write)
+    return written
+
+
+@pytest.mark.parametrize("change", ["source", "seed", "short side"])
+def test_what_was_finished_of_other_input_is_done_again(source, tmp_path, monkeypatch, change):
+    release = tmp_path / "release"
+    shutil.copytree(source, release)
+    options: dict[str, Any] = {}
+    with monkeypatch.context() as patch:
+        interrupt("render_dataset_card")(patch)
+        with pytest.raises(KeyboardInterrupt):
+            build("m3el", release, tmp_path / "m3el", progress=False)
+    if change == "source":
+        path = release / "person.json"
+        path.write_text(path.read_text().replace("Name 3 went home", "Name 3 went away"))
+    else:
+        options = {"seed": 1} if change == "seed" else {"short_side": 16}
+    build("m3el", release, tmp_path / "m3el", progress=False, **options)
+    build("m3el", release, tmp_path / "fresh", progress=False, **options)
+    assert contents(tmp_path / "m3el") == contents(tmp_path / "fresh")
+
+
+def test_two_processes_write_the_same_bytes(source, tmp_path, monkeypatch):
+    built = [tmp_path / "one", tmp_path / "two"]
+    for number, output in enumerate(built, 1):
+        build("m3el", source, output, progress=False, num_proc=number)
+    assert contents(built[0]) == contents(built[1])
+
+
+def test_no_process_is_no_way_to_build(source, tmp_path):
+    with pytest.raises(M3ELError, match="^0 processes cannot build anything"):
+        build("m3el", source, tmp_path / "m3el", progress=False, num_proc=0)
+
+
+def test_a_second_build_into_the_same_folder_waits_for_nobody(source, tmp_path):
+    (tmp_path / "m3el.partial").mkdir()
+    with (
+        FileLock(tmp_path / "m3el.partial" / ".lock"),
+        pytest.raises(M3ELError, match="another build is writing .*m3el.partial: wait for it"),
+    ):
+        build("m3el", source, tmp_path / "m3el", progress=False)
+
+
+BUILD_ON_A_FULL_DISK = """
+import resource, signal, sys
+from pathlib import Path
+from m3el_hf.data import store
+from m3el_hf.errors import M3ELError
+
+def fill():  # no file grows beyond this
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (24_000, 24_000))
+
+def write_all(*args, whole=store._write_all):
+    fill()
+    whole(*args)
+
+if __name__ == "__main__":
+    output, moment, processes = sys.argv[1:]
+    store._write_all = write_all
+    if moment == "reading":
+        fill()
+    try:
+        store.build("mini", None, Path(output), progress=False, instances=90, num_proc=int(processes))
+    except M3ELError as error:
+        print(error)
+"""
+
+
+@pytest.mark.parametrize(("moment", "processes"), [("reading", 1), ("writing", 1), ("writing", 2)])
+def test_a_full_disk_is_told_and_nothing_finished_is_lost(tmp_path, moment, processes):
+    output, script = tmp_path / "m3el", tmp_path / "script.py"
+    script.write_text(BUILD_ON_A_FULL_DISK)
+    process = subprocess.run(
+        [sys.executable, str(script), str(output), moment, str(processes)],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert process.stdout == (
+        f"{output}.partial cannot be written (File too large): "
+        "mend that and run the same command again, what is finished is kept\n"
+    ), process.stderr
+    assert not output.exists()
+    build("mini", None, output, progress=False, instances=90)
+    assert sum(map(len, load_dataset(str(output)).values())) == 90
+
+
+BUILD_AS_NOBODY = """
+import os, sys
+from pathlib import Path
+from m3el_hf.cli import main
+from m3el_hf.data import store
+
+os.seteuid(65534)  # root may write anywhere
+sys.exit(main(["data", "build", "--reader", "mini", "--output", sys.argv[1]]))
+"""
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can run a build as somebody else")
+def test_a_folder_without_write_permission_is_told(tmp_path):
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        process = subprocess.run(
+            [sys.executable, "-c", BUILD_AS_NOBODY, f"{folder}/m3el"],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert os.listdir(folder) == []
+    assert process.returncode == 2
+    assert process.stderr == (
+        f"m3el-hf: {folder}/m3el.partial cannot be written (Permission denied): "
+        "mend that and run the same command again, what is finished is kept\n"
+    )
+
+
+def test_a_lost_row_is_noticed(source, tmp_path, monkeypatch):
+    whole = READERS["m3el"].records
+
+    def lossy(folder: Path | None, report: Any) -> Iterator[Any]:
+        records = whole(folder, report)
+        next(records)  # read, neither passed on nor reported
+        yield from records
+
+    monkeypatch.setitem(READERS, "m3el", Reader("lossy", lossy))
+    with pytest.raises(RuntimeError, match="33 instances read, but 32 written and 0 skipped"):
+        build("m3el", source, tmp_path / "m3el", progress=False)
+
+
+def test_a_picture_in_many_rows_is_stored_once(tmp_path):
+    """Rows of a group stand together, and a row group's dictionary holds each picture once."""
+    rows = [instance(0) | {"sentence": f"Sentence {number}."} for number in range(90)]
+    write_release(tmp_path / "release", rows[:1])
+    noise = Image.frombytes("RGB", (96, 96), random.Random(0).randbytes(96 * 96 * 3))
+    for path in (tmp_path / "release").rglob("*.png"):
+        noise.rotate(len(path.name)).save(path)
+    (tmp_path / "release" / "person.json").write_text(json.dumps(rows))
+    build("m3el", tmp_path / "release", tmp_path / "m3el", progress=False)
+    stored = sum(path.stat().st_size for path in (tmp_path / "m3el" / "data").rglob("*.parquet"))
+    unique = sum(path.stat().st_size for path in (tmp_path / "release").rglob("*.png"))
+    assert stored < 1.3 * unique + 20_000  # 90 rows of four pictures would be 90 times as much
+
+
+def test_row_groups_are_bounded_by_their_pictures(source, tmp_path, monkeypatch):
+    monkeypatch.setattr(store_module, "BYTES_PER_GROUP", 600)
+    build("m3el", source, tmp_path / "m3el", progress=False)
+    for path in (tmp_path / "m3el" / "data" / "person").glob("*.parquet"):
+        metadata = pq.read_metadata(path)
+        sizes = [metadata.row_group(k).num_rows for k in range(metadata.num_row_groups)]
+        assert max(sizes) <= 3
+
+
+def test_the_rows_of_an_earlier_version_keep_their_splits(tmp_path):
+    """Splits change with the seed, but not those of a previous version's rows; topics, order and number may change."""
+    rows = [instance(number, images=False) for number in range(60)]
+    write_release(tmp_path / "old", rows[:40])
+    write_release(tmp_path / "new", rows[::-1])
+    old = build("m3el", tmp_path / "old", tmp_path / "v1", progress=False)
+    build("m3el", tmp_path / "new", tmp_path / "v2", progress=False, seed=5, previous=tmp_path / "v1")
+    splits = [
+        {row["answer_qid"]: split for split, one in load_dataset(str(tmp_path / name)).items() for row in one}
+        for name in ("v1", "v2")
+    ]
+    assert len(splits[0]) == old.total == 40
+    assert len(splits[1]) == 60
+    assert splits[0].items() <= splits[1].items()
+    assert {split for qid, split in splits[1].items() if qid not in splits[0]} == set(SPLITS)
+
+
+def test_a_previous_version_must_be_a_built_one(source, tmp_path):
+    with pytest.raises(M3ELError, match="is no built dataset: build it first"):
+        build("m3el", source, tmp_path / "m3el", progress=False, previous=source)
 
 
 def test_an_existing_folder_is_not_replaced_unasked(source, built, tmp_path):

@@ -1,0 +1,320 @@
+"""The records of a source on disk, with the group and split of each: what a build reads its rows from.
+
+A source is read once, record by record, and spooled to Arrow files, so that memory does not grow with it and several
+processes can fetch any row. Pictures that lie in files stay there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Self
+
+import pyarrow as pa
+from tqdm import tqdm
+
+from m3el_hf.data.previous import PreviousSplits
+from m3el_hf.data.readers import get_reader
+from m3el_hf.data.schema import Entity, Picture, Reader, Record, Report
+from m3el_hf.data.splits import Grouping, assign_splits
+from m3el_hf.errors import M3ELError
+from m3el_hf.tasks import TOPICS
+
+MENTIONS = "mentions"
+"""Stands for the topic where a source has none."""
+
+_BATCH = 32  # rows of a spooled batch: to fetch one is to read them all
+
+_PICTURE = pa.struct([("path", pa.string()), ("data", pa.binary()), ("url", pa.string()), ("flaw", pa.string())])
+_ENTITY = pa.schema([("qid", pa.string()), ("name", pa.string()), ("description", pa.string()), ("picture", _PICTURE)])
+_RECORD = pa.schema(
+    [
+        *((name, pa.string()) for name in ("id", "source", "topic", "split", "mention", "context")),
+        ("picture", _PICTURE),
+        ("answer_qid", pa.string()),
+        ("candidates", pa.list_(pa.struct(list(_ENTITY)))),
+        ("difficulty", pa.string()),
+    ]
+)
+
+
+EntityRef = tuple[str, int, int | None]
+"""Where an entity is spooled: the file, the row, and its place among that row's candidates or None."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some rows of one topic and split, in the order in which they are written; small enough to send to a process.
+
+    Attributes:
+        topic: The topic, or `MENTIONS`.
+        split: The split.
+        rows: Positions in the topic's spool.
+        groups: The group of each row.
+        golds: Where the knowledge base has each row's gold, or None where it has not; empty for a source whose
+            mentions have candidates of their own.
+    """
+
+    topic: str
+    split: str
+    rows: list[int]
+    groups: list[str]
+    golds: list[EntityRef | None]
+
+
+class Spool:
+    """Reads what a `_SpoolWriter` wrote into a folder: any row, without keeping the others in memory."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._files: dict[str, pa.ipc.RecordBatchFileReader] = {}
+        self._last: tuple[str, int] | None = None
+        self._batch: pa.RecordBatch | None = None
+
+    def record(self, topic: str, row: int) -> Record:
+        """Returns a record by its topic and its position there."""
+        return _record(self._row(topic, row))
+
+    def entity(self, ref: EntityRef) -> Entity:
+        """Returns an entity."""
+        name, row, place = ref
+        found = self._row(name, row)
+        return _entity(found if place is None else found["candidates"][place])
+
+    def _row(self, name: str, row: int) -> dict[str, Any]:
+        if name not in self._files:  # read, not mapped: what is mapped counts as memory
+            self._files[name] = pa.ipc.open_file(pa.OSFile(str(self._folder / f"{name}.arrow")))
+        if self._batch is None or self._last != (name, row // _BATCH):
+            self._last = (name, row // _BATCH)
+            self._batch = self._files[name].get_batch(row // _BATCH)
+        return dict(self._batch.slice(row % _BATCH, 1).to_pylist()[0])
+
+
+class _SpoolWriter:
+    """Appends rows to one Arrow file, a batch at a time."""
+
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        self._schema = schema
+        self._rows: list[dict[str, Any]] = []
+        self._writer = pa.ipc.new_file(pa.OSFile(str(path), "wb"), schema)
+        self._count = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._rows:
+            self._flush()
+        self._writer.close()
+
+    def add(self, row: dict[str, Any]) -> int:
+        """Appends a row and returns its position."""
+        self._rows.append(row)
+        if len(self._rows) == _BATCH:
+            self._flush()
+        self._count += 1
+        return self._count - 1
+
+    def _flush(self) -> None:
+        self._writer.write_batch(pa.RecordBatch.from_pylist(self._rows, schema=self._schema))
+        self._rows.clear()
+
+
+def _picture_row(picture: Picture | None) -> dict[str, Any] | None:
+    if picture is None:
+        return None
+    path = None if picture.path is None else str(picture.path)
+    return {"path": path, "data": picture.data, "url": picture.url, "flaw": picture.flaw}
+
+
+def _entity_row(entity: Entity) -> dict[str, Any]:
+    return {
+        "qid": entity.qid,
+        "name": entity.name,
+        "description": entity.description,
+        "picture": _picture_row(entity.picture),
+    }
+
+
+def _record_row(record: Record) -> dict[str, Any]:
+    row = {name: getattr(record, name) for name in _RECORD.names}
+    row["picture"] = _picture_row(record.picture)
+    row["candidates"] = [_entity_row(candidate) for candidate in record.candidates]
+    return row
+
+
+def _picture(row: dict[str, Any] | None) -> Picture | None:
+    if row is None:
+        return None
+    return Picture(**(row | {"path": None if row["path"] is None else Path(row["path"])}))
+
+
+def _entity(row: dict[str, Any]) -> Entity:
+    return Entity(**(row | {"picture": _picture(row["picture"])}))
+
+
+def _record(row: dict[str, Any]) -> Record:
+    candidates = tuple(_entity(candidate) for candidate in row["candidates"])
+    return Record(**(row | {"picture": _picture(row["picture"]), "candidates": candidates}))
+
+
+@dataclass
+class Collection:
+    """The records of a source, spooled, with the group and split of each.
+
+    Attributes:
+        reader: The raw format.
+        folder: Where the spool lies.
+        topics: The topics that have rows, M³EL's in the order of `TOPICS`; `MENTIONS` where the source has none.
+        released: Whether every row has the split that its source gives it.
+        report: What was read and skipped.
+        entities: Where each entity of the knowledge base, or of all candidates, is spooled.
+    """
+
+    reader: Reader
+    folder: Path
+    topics: list[str]
+    released: bool
+    report: Report
+    entities: list[EntityRef]
+    _pieces: dict[tuple[str, str], Piece]
+    _owned: tempfile.TemporaryDirectory[str] | None = None  # removes the spool together with the collection
+
+    def count(self, split: str, topic: str | None = None) -> int:
+        """Returns the number of rows of a split, of one topic or (None) of all."""
+        return sum(
+            len(piece.rows) for (own, one), piece in self._pieces.items() if one == split and topic in (None, own)
+        )
+
+    def pieces(self, split: str, topic: str | None = None, *, size: int) -> list[Piece]:
+        """Cuts the rows of a split, of one topic or (None) of all, into pieces of one topic and at most ``size`` rows.
+
+        The rows of a group stand together, so that what they share is stored once.
+        """
+        return [
+            replace(piece, rows=piece.rows[cut], groups=piece.groups[cut], golds=piece.golds[cut])
+            for own in self.topics
+            if topic in (None, own) and (piece := self._pieces.get((own, split)))
+            for cut in (slice(start, start + size) for start in range(0, len(piece.rows), size))
+        ]
+
+
+def collect(
+    reader: str,
+    folder: Path | None,
+    seed: int = 0,
+    *,
+    previous: PreviousSplits | None = None,
+    work: Path | None = None,
+    progress: bool = False,
+    **options: Any,
+) -> Collection:
+    """Reads a source once, spools its records and decides the split of each.
+
+    Args:
+        reader: A name of `READERS`.
+        folder: Where the source lies; None for a reader that needs none.
+        seed: Seeds the splits.
+        previous: The splits of an earlier version, which the rows that it had keep.
+        work: An empty folder for the spool; None for a temporary one that goes with the collection.
+        progress: Show how many records were read.
+        **options: The reader's own options.
+
+    Raises:
+        M3ELError: If the reader is unknown, or the source is absent, unreadable or without a single usable instance.
+    """
+    source, report, grouping = get_reader(reader), Report(), Grouping()
+    owned = tempfile.TemporaryDirectory(prefix="m3el-") if work is None else None
+    spool = work or Path(owned.name if owned else "")
+    entities = _spool_entities(source.entities(folder, report), spool) if source.entities and folder else {}
+    own_candidates = source.entities is None
+    positions: list[int] = []
+    golds: list[EntityRef | None] = []
+    nameless: set[str] = set()
+    with ExitStack() as stack:
+        writers: dict[str, _SpoolWriter] = {}
+        records = _unique(source.records(folder, report, **options), report)
+        if previous is not None:
+            records = previous.apply(records)
+        for record in tqdm(records, desc="reading", unit=" rows", disable=not progress):
+            topic = record.topic if own_candidates and record.topic else MENTIONS
+            if topic not in writers:
+                writers[topic] = stack.enter_context(_SpoolWriter(spool / f"{topic}.arrow", _RECORD))
+            row = writers[topic].add(_record_row(record))
+            positions.append(row)
+            grouping.add(record, topic)
+            if own_candidates:
+                _note_entities(entities, nameless, record, topic, row)
+            else:
+                golds.append(entities.get(record.answer_qid))
+    if not positions:
+        first = f"; the first was skipped because: {report.skipped[0]}" if report.skipped else ""
+        raise M3ELError(f"{folder} holds {report.read} instances, none of them usable{first}")
+    groups = grouping.groups()
+    splits = assign_splits(grouping.topics, grouping.released, groups, seed)
+    if own_candidates:
+        for split, count in grouping.shared_candidates(splits).items():
+            report.counts[f"{split} rows with a candidate that also stands in train"] = count
+    return Collection(
+        reader=source,
+        folder=spool,
+        topics=sorted(writers, key=lambda topic: (TOPICS.index(topic) if topic in TOPICS else len(TOPICS), topic)),
+        released=None not in grouping.released,
+        report=report,
+        entities=list(entities.values()),
+        _pieces=_pieces(grouping.topics, splits, groups, positions, golds),
+        _owned=owned,
+    )
+
+
+def _unique(records: Iterator[Record], report: Report) -> Iterator[Record]:
+    """Passes each record on whose id is new; the others are reported."""
+    seen: set[int] = set()
+    for record in records:
+        key = int.from_bytes(hashlib.blake2b(record.id.encode(), digest_size=8).digest())
+        if key in seen:
+            report.skipped.append(f"{record.source}: its id {record.id} is that of an earlier row")
+        else:
+            seen.add(key)
+            yield record
+
+
+def _spool_entities(entities: Iterator[Entity], spool: Path) -> dict[str, EntityRef]:
+    """Spools a knowledge base and returns where each entity is."""
+    with _SpoolWriter(spool / "entities.arrow", _ENTITY) as writer:
+        return {entity.qid: ("entities", writer.add(_entity_row(entity)), None) for entity in entities}
+
+
+def _note_entities(entities: dict[str, EntityRef], nameless: set[str], record: Record, topic: str, row: int) -> None:
+    """Notes where the record's candidates are described: an entity's first appearance with a name, else its first."""
+    for place, candidate in enumerate(record.candidates):
+        if candidate.qid not in entities or (candidate.name and candidate.qid in nameless):
+            entities[candidate.qid] = (topic, row, place)
+            nameless.discard(candidate.qid)
+            if not candidate.name:
+                nameless.add(candidate.qid)
+
+
+def _pieces(
+    topics: list[str], splits: list[str], groups: list[str], positions: list[int], golds: list[EntityRef | None]
+) -> dict[tuple[str, str], Piece]:
+    """Gathers the rows of each topic and split, group by group in the order in which they appear."""
+    rows: dict[tuple[str, str], dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
+    for number, (topic, split, group) in enumerate(zip(topics, splits, groups, strict=True)):
+        rows[topic, split][group].append(number)
+    pieces = {}
+    for (topic, split), members in rows.items():
+        order = [number for group in members.values() for number in group]
+        pieces[topic, split] = Piece(
+            topic=topic,
+            split=split,
+            rows=[positions[number] for number in order],
+            groups=[groups[number] for number in order],
+            golds=[golds[number] for number in order] if golds else [],
+        )
+    return pieces
