@@ -1,0 +1,165 @@
+"""How fast a raw release becomes a dataset folder, in how much memory, and how large it is.
+
+    python benchmarks/data_build.py [--rows 1500] [--memory-rows 5000 20000]
+
+The release is generated: mini's rows with 640 x 480 JPEG pictures. Baselines, measured in the same run on the same
+pictures: Pillow's decode alone, which no build can beat on one core, and the way that `datasets` offers, `imagefolder`
+written to Parquet, which copies pictures without looking at them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import datasets
+from datasets import load_dataset
+from datasets.table import embed_table_storage
+from PIL import Image
+
+from m3el_hf.data.mini import read_mini
+from m3el_hf.data.schema import Picture
+from m3el_hf.data.store import build
+
+SIZE = (640, 480)
+
+
+def main() -> None:
+    """Prints every figure with its baseline."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rows", type=int, default=1500, help="rows of the release")
+    parser.add_argument(
+        "--memory-rows", type=int, nargs="*", default=[5000, 20000], help="rows of mini to measure memory at"
+    )
+    options = parser.parse_args()
+    datasets.disable_progress_bars()
+    with tempfile.TemporaryDirectory() as folder:
+        measure_speed(Path(folder), options.rows)
+        for rows in options.memory_rows:
+            measure_memory(Path(folder), rows)
+
+
+def measure_speed(folder: Path, rows: int) -> None:
+    release = folder / "release"
+    write_release(release, rows)
+    pictures = sorted(release.rglob("*.jpg"))
+    size = sum(path.stat().st_size for path in pictures)
+    print(f"release: {rows} rows, {4 * rows} pictures named, {len(pictures)} JPEG of {SIZE[0]} x {SIZE[1]}")
+    shown = {"pictures": len(pictures), "size": size}
+    decode = timed(lambda: [Image.open(path).convert("RGB") for path in pictures])
+    show("Pillow decode alone", decode, **shown)
+    show("imagefolder to Parquet, no decode", timed(partial(imagefolder, release, folder)), **shown)
+    seconds = {}
+    for processes in (1, 2):
+        output = folder / f"built{processes}"
+        seconds[processes] = timed(partial(build, "m3el", release, output, num_proc=processes, progress=False))
+        show(f"build, processes: {processes}", seconds[processes], rows=rows, **shown)
+    print(
+        f"  one process takes {seconds[1] / decode:.2f} times Pillow's decode; "
+        f"two are {seconds[1] / seconds[2]:.2f} times as fast ({os.cpu_count()} CPUs)"
+    )
+    build("m3el", release, folder / "originals", short_side=None, progress=False)
+    for name in ("built1", "originals"):
+        show_size(name, folder / name)
+
+
+def write_release(folder: Path, rows: int) -> None:
+    """Writes mini in the release format, each picture once, as photographs are: large JPEG."""
+    instances: dict[str, list[dict[str, Any]]] = {}
+    for number, record in enumerate(read_mini(rows)):
+        images = folder / f"{record.topic}_candidates_images"
+        images.mkdir(parents=True, exist_ok=True)
+        candidates = [
+            {
+                "Qid": one.qid,
+                "name": one.name,
+                "description": one.description,
+                "image": write_picture(images / f"{one.qid}.jpg", one.picture),
+            }
+            for one in record.candidates
+        ]
+        instances.setdefault(record.topic or "", []).append(
+            {
+                "Qid": record.answer_qid,
+                "name": record.mention,
+                "sentence": record.context,
+                "image": write_picture(images / f"mention{number}.jpg", record.picture),
+                "candidates": candidates,
+            }
+        )
+    for topic, found in instances.items():
+        (folder / f"{topic}.json").write_text(json.dumps(found))
+
+
+def write_picture(path: Path, picture: Picture | None) -> list[str]:
+    if picture is None or picture.data is None:
+        return ["", "", ""]
+    if not path.exists():
+        Image.open(io.BytesIO(picture.data)).convert("RGB").resize(SIZE, Image.Resampling.BICUBIC).save(
+            path, quality=90
+        )
+    return [path.name, "", f"/M3EL/{path.parent.name}/{path.name}"]
+
+
+def imagefolder(release: Path, folder: Path) -> None:
+    rows = load_dataset(
+        "imagefolder", data_dir=str(release), split="train", drop_labels=True, cache_dir=str(folder / "cache")
+    )
+    rows.with_format("arrow").map(embed_table_storage, batched=True).to_parquet(str(folder / "imagefolder.parquet"))
+
+
+def timed(action: Any) -> float:
+    start = time.perf_counter()
+    action()
+    return time.perf_counter() - start
+
+
+def show(name: str, seconds: float, *, pictures: int, size: int, rows: int | None = None) -> None:
+    rate = f"{rows / seconds:8.0f} rows/s" if rows else " " * 15
+    print(f"  {name:36}{seconds:7.1f} s{rate}{pictures / seconds:8.0f} pictures/s{size / seconds / 1e6:8.1f} MB/s")
+
+
+def show_size(name: str, built: Path) -> None:
+    """The rows' files against each distinct picture once, and against each row with pictures of its own."""
+    stored = sum(path.stat().st_size for path in (built / "data").rglob("*.parquet"))
+    unique: dict[bytes, int] = {}
+    named = 0
+    for split in load_dataset(str(built)).values():
+        for row in split.with_format("arrow").select_columns(["mention_image", "candidate_images"])[:].to_pylist():
+            for image in (row["mention_image"], *row["candidate_images"]):
+                if image is not None:
+                    unique[hash(image["bytes"])] = len(image["bytes"])
+                    named += len(image["bytes"])
+    total = sum(unique.values())
+    print(
+        f"  {name}: data/ is {stored / 1e6:.1f} MB, {stored / total:.2f} times its distinct pictures; "
+        f"with pictures stored in every row it would be {named / total:.2f} times"
+    )
+
+
+def measure_memory(folder: Path, rows: int) -> None:
+    """Peak resident memory of a build of mini in a process of its own."""
+    code = f"""
+import resource, time
+from pathlib import Path
+from m3el_hf.data.store import build
+start = time.perf_counter()
+build("mini", None, Path({str(folder / f"mini{rows}")!r}), progress=False, instances={rows})
+print(time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+"""
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    seconds, peak = map(float, output.split())
+    print(f"mini, {rows} rows: {rows / seconds:.0f} rows/s, peak resident memory {peak:.0f} MB")
+
+
+if __name__ == "__main__":
+    main()
