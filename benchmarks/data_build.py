@@ -55,7 +55,7 @@ def measure_speed(folder: Path, rows: int) -> None:
     size = sum(path.stat().st_size for path in pictures)
     print(f"release: {rows} rows, {4 * rows} pictures named, {len(pictures)} JPEG of {SIZE[0]} x {SIZE[1]}")
     shown = {"pictures": len(pictures), "size": size}
-    decode = timed(lambda: [Image.open(path).convert("RGB") for path in pictures])
+    decode = timed(partial(decode_all, pictures))
     show("Pillow decode alone", decode, **shown)
     show("imagefolder to Parquet, no decode", timed(partial(imagefolder, release, folder)), **shown)
     seconds = {}
@@ -110,6 +110,11 @@ def write_picture(path: Path, picture: Picture | None) -> list[str]:
     return [path.name, "", f"/M3EL/{path.parent.name}/{path.name}"]
 
 
+def decode_all(paths: list[Path]) -> None:
+    for path in paths:
+        Image.open(path).convert("RGB")
+
+
 def imagefolder(release: Path, folder: Path) -> None:
     rows = load_dataset(
         "imagefolder", data_dir=str(release), split="train", drop_labels=True, cache_dir=str(folder / "cache")
@@ -149,12 +154,13 @@ def show_size(name: str, built: Path) -> None:
 def measure_memory(folder: Path, rows: int) -> None:
     """Peak resident memory of a build of mini in a process of its own."""
     code = f"""
-import resource, time
+import time
 from pathlib import Path
 from m3el_hf.data.store import build
 start = time.perf_counter()
 build("mini", None, Path({str(folder / f"mini{rows}")!r}), progress=False, instances={rows})
-print(time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
+print(time.perf_counter() - start, int(peak.split()[1]) / 1024)
 """
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     seconds, peak = map(float, output.split())

@@ -17,6 +17,7 @@ from m3el_hf import ClipNDConfig, ClipNDModel, ClipNDProcessor
 from m3el_hf.data.collection import Collection, Spool
 from m3el_hf.data.images import PictureStore
 from m3el_hf.data.rows import RowMaker
+from m3el_hf.data.schema import SPLITS
 from m3el_hf.data.store import build
 from tests.hub_server import HubServer
 
@@ -89,7 +90,10 @@ def rows_of(collection: Collection, split: str, topic: str | None = None) -> lis
 
 def entities_of(collection: Collection) -> list[dict[str, Any]]:
     """The entities as a build would write them."""
-    return list(RowMaker(Spool(collection.folder), PictureStore()).entities(collection.entities))
+    maker = RowMaker(Spool(collection.folder), PictureStore())
+    pieces = [piece for split in SPLITS for piece in collection.pieces(split, size=10**9)]
+    described = [row for piece in pieces for rows in maker.described(piece) for row in rows]
+    return described + [row for part in collection.base(size=10**9) for row in maker.base(part)]
 
 
 def write_release(folder: Path, instances: list[dict[str, Any]], name: str = "person.json", form: str = "json") -> Path:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import datasets
 
 from m3el_hf import __version__
-from m3el_hf.data.collection import EntityRef, Piece, Spool, collect
+from m3el_hf.data.collection import Piece, Spool, collect
 from m3el_hf.data.configs import DEFAULT_CONFIG, ENTITIES_CONFIG, MENTIONS_CONFIG, Config, configs, select
 from m3el_hf.data.images import SHORT_SIDE, PictureStore
 from m3el_hf.data.manifest import FILE_NAME, Manifest
@@ -75,7 +76,8 @@ class M3EL(datasets.GeneratorBasedBuilder):
         self._collection = collection = collect(config.reader, Path(config.data_dir), config.seed)
         shared = {"spool": collection.folder}
         if view.name == ENTITIES_CONFIG:
-            parts: list[Any] = [collection.entities[k : k + _PIECE] for k in range(0, len(collection.entities), _PIECE)]
+            parts: list[Any] = [*collection.base(size=_PIECE)]
+            parts += [piece for split in SPLITS for piece in collection.pieces(split, size=_PIECE) if piece.entities]
             return [datasets.SplitGenerator("train", gen_kwargs=shared | {"pieces": parts})]
         if (view.name == MENTIONS_CONFIG) != (collection.reader.entities is not None):
             right = [DEFAULT_CONFIG, "a topic", "a task"] if view.name == MENTIONS_CONFIG else [MENTIONS_CONFIG]
@@ -89,15 +91,18 @@ class M3EL(datasets.GeneratorBasedBuilder):
             if pieces
         ]
 
-    def _generate_examples(
-        self, spool: Path, pieces: list[Piece | list[EntityRef]]
-    ) -> Iterator[tuple[str, dict[str, Any]]]:
-        config, columns = self.config, list(self._view.features)
+    def _generate_examples(self, spool: Path, pieces: list[Piece | range]) -> Iterator[tuple[str, dict[str, Any]]]:
+        config, view = self.config, self._view
         maker = RowMaker(Spool(spool), PictureStore(config.short_side), config.seed, config.protocol)
         for piece in pieces:
-            rows = maker.rows(piece) if isinstance(piece, Piece) else maker.entities(piece)
+            if isinstance(piece, range):
+                rows = maker.base(piece)
+            elif view.name == ENTITIES_CONFIG:
+                rows = chain.from_iterable(maker.described(piece))
+            else:
+                rows = maker.rows(piece)
             for row in rows:
-                yield str(row.get("id") or row.get("qid")), {name: row[name] for name in columns}
+                yield str(row.get("id") or row.get("qid")), {name: row[name] for name in view.features}
 
 
 def register_dataset() -> None:

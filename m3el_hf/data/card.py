@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from importlib.resources import files
-
 from typing import TYPE_CHECKING
 
 from huggingface_hub import DatasetCard, DatasetCardData

@@ -12,8 +12,9 @@ from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import pyarrow as pa
 from tqdm import tqdm
@@ -28,6 +29,7 @@ from m3el_hf.tasks import TOPICS
 MENTIONS = "mentions"
 """Stands for the topic where a source has none."""
 
+_BASE = "entities"  # the spool of the knowledge base
 _BATCH = 32  # rows of a spooled batch: to fetch one is to read them all
 
 _PICTURE = pa.struct([("path", pa.string()), ("data", pa.binary()), ("url", pa.string()), ("flaw", pa.string())])
@@ -43,28 +45,34 @@ _RECORD = pa.schema(
 )
 
 
-EntityRef = tuple[str, int, int | None]
-"""Where an entity is spooled: the file, the row, and its place among that row's candidates or None."""
+class RowPlan(NamedTuple):
+    """What a row is made of, beside its record.
+
+    Attributes:
+        position: Of its record, in the topic's spool.
+        group: The group that it belongs to.
+        gold: Position of its gold in the knowledge base; None where that has it not, or the source has none.
+        described: Which of its candidates, counted as the source lists them, are to be described as entities here.
+    """
+
+    position: int
+    group: str
+    gold: int | None
+    described: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Some rows of one topic and split, in the order in which they are written; small enough to send to a process.
-
-    Attributes:
-        topic: The topic, or `MENTIONS`.
-        split: The split.
-        rows: Positions in the topic's spool.
-        groups: The group of each row.
-        golds: Where the knowledge base has each row's gold, or None where it has not; empty for a source whose
-            mentions have candidates of their own.
-    """
+    """Some rows of one topic and split, in the order in which they are written; small enough to send to a process."""
 
     topic: str
     split: str
-    rows: list[int]
-    groups: list[str]
-    golds: list[EntityRef | None]
+    rows: list[RowPlan]
+
+    @property
+    def entities(self) -> int:
+        """How many entities are described here."""
+        return sum(len(plan.described) for plan in self.rows)
 
 
 class Spool:
@@ -80,11 +88,9 @@ class Spool:
         """Returns a record by its topic and its position there."""
         return _record(self._row(topic, row))
 
-    def entity(self, ref: EntityRef) -> Entity:
-        """Returns an entity."""
-        name, row, place = ref
-        found = self._row(name, row)
-        return _entity(found if place is None else found["candidates"][place])
+    def entity(self, position: int) -> Entity:
+        """Returns an entity of the knowledge base by its position."""
+        return _entity(self._row(_BASE, position))
 
     def _row(self, name: str, row: int) -> dict[str, Any]:
         if name not in self._files:  # read, not mapped: what is mapped counts as memory
@@ -173,7 +179,7 @@ class Collection:
         topics: The topics that have rows, M³EL's in the order of `TOPICS`; `MENTIONS` where the source has none.
         released: Whether every row has the split that its source gives it.
         report: What was read and skipped.
-        entities: Where each entity of the knowledge base, or of all candidates, is spooled.
+        entities: Number of entities, of the knowledge base or of all candidates.
     """
 
     reader: Reader
@@ -181,7 +187,7 @@ class Collection:
     topics: list[str]
     released: bool
     report: Report
-    entities: list[EntityRef]
+    entities: int
     _pieces: dict[tuple[str, str], Piece]
     _owned: tempfile.TemporaryDirectory[str] | None = None  # removes the spool together with the collection
 
@@ -197,11 +203,16 @@ class Collection:
         The rows of a group stand together, so that what they share is stored once.
         """
         return [
-            replace(piece, rows=piece.rows[cut], groups=piece.groups[cut], golds=piece.golds[cut])
+            replace(piece, rows=piece.rows[start : start + size])
             for own in self.topics
             if topic in (None, own) and (piece := self._pieces.get((own, split)))
-            for cut in (slice(start, start + size) for start in range(0, len(piece.rows), size))
+            for start in range(0, len(piece.rows), size)
         ]
+
+    def base(self, *, size: int) -> list[range]:
+        """Cuts the positions in the knowledge base, where there is one, into ranges of at most ``size``."""
+        stop = self.entities if self.reader.entities else 0
+        return [range(start, min(start + size, stop)) for start in range(0, stop, size)]
 
 
 def collect(
@@ -231,43 +242,43 @@ def collect(
     source, report, grouping = get_reader(reader), Report(), Grouping()
     owned = tempfile.TemporaryDirectory(prefix="m3el-") if work is None else None
     spool = work or Path(owned.name if owned else "")
-    entities = _spool_entities(source.entities(folder, report), spool) if source.entities and folder else {}
-    own_candidates = source.entities is None
+    base = _spool_base(source.entities(folder, report), spool) if source.entities and folder else None
+    described = _Described()
     positions: list[int] = []
-    golds: list[EntityRef | None] = []
-    nameless: set[str] = set()
+    golds: list[int | None] = []
     with ExitStack() as stack:
         writers: dict[str, _SpoolWriter] = {}
         records = _unique(source.records(folder, report, **options), report)
         if previous is not None:
             records = previous.apply(records)
         for record in tqdm(records, desc="reading", unit=" rows", disable=not progress):
-            topic = record.topic if own_candidates and record.topic else MENTIONS
+            topic = record.topic if record.topic and base is None else MENTIONS
             if topic not in writers:
                 writers[topic] = stack.enter_context(_SpoolWriter(spool / f"{topic}.arrow", _RECORD))
-            row = writers[topic].add(_record_row(record))
-            positions.append(row)
+            described.add(len(positions), record)
+            positions.append(writers[topic].add(_record_row(record)))
+            golds.append(None if base is None else base.get(record.answer_qid))
             grouping.add(record, topic)
-            if own_candidates:
-                _note_entities(entities, nameless, record, topic, row)
-            else:
-                golds.append(entities.get(record.answer_qid))
     if not positions:
         first = f"; the first was skipped because: {report.skipped[0]}" if report.skipped else ""
         raise M3ELError(f"{folder} holds {report.read} instances, none of them usable{first}")
     groups = grouping.groups()
     splits = assign_splits(grouping.topics, grouping.released, groups, seed)
-    if own_candidates:
+    if base is None:
         for split, count in grouping.shared_candidates(splits).items():
             report.counts[f"{split} rows with a candidate that also stands in train"] = count
+    plans = [
+        RowPlan(position, group, gold, described.places(row))
+        for row, (position, group, gold) in enumerate(zip(positions, groups, golds, strict=True))
+    ]
     return Collection(
         reader=source,
         folder=spool,
         topics=sorted(writers, key=lambda topic: (TOPICS.index(topic) if topic in TOPICS else len(TOPICS), topic)),
         released=None not in grouping.released,
         report=report,
-        entities=list(entities.values()),
-        _pieces=_pieces(grouping.topics, splits, groups, positions, golds),
+        entities=len(described) if base is None else len(base),
+        _pieces=_pieces(grouping.topics, splits, plans),
         _owned=owned,
     )
 
@@ -284,37 +295,49 @@ def _unique(records: Iterator[Record], report: Report) -> Iterator[Record]:
             yield record
 
 
-def _spool_entities(entities: Iterator[Entity], spool: Path) -> dict[str, EntityRef]:
-    """Spools a knowledge base and returns where each entity is."""
-    with _SpoolWriter(spool / "entities.arrow", _ENTITY) as writer:
-        return {entity.qid: ("entities", writer.add(_entity_row(entity)), None) for entity in entities}
+def _spool_base(entities: Iterator[Entity], spool: Path) -> dict[str, int]:
+    """Spools a knowledge base and returns the position of each entity."""
+    with _SpoolWriter(spool / f"{_BASE}.arrow", _ENTITY) as writer:
+        return {entity.qid: writer.add(_entity_row(entity)) for entity in entities}
 
 
-def _note_entities(entities: dict[str, EntityRef], nameless: set[str], record: Record, topic: str, row: int) -> None:
-    """Notes where the record's candidates are described: an entity's first appearance with a name, else its first."""
-    for place, candidate in enumerate(record.candidates):
-        if candidate.qid not in entities or (candidate.name and candidate.qid in nameless):
-            entities[candidate.qid] = (topic, row, place)
-            nameless.discard(candidate.qid)
-            if not candidate.name:
-                nameless.add(candidate.qid)
+class _Described:
+    """Which row describes which candidate: its first appearance with a name does, else its first."""
+
+    def __init__(self) -> None:
+        self._rows: dict[str, tuple[int, int]] = {}
+        self._nameless: set[str] = set()
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def add(self, row: int, record: Record) -> None:
+        """Notes the candidates of the next row."""
+        for place, candidate in enumerate(record.candidates):
+            if candidate.qid not in self._rows or (candidate.name and candidate.qid in self._nameless):
+                self._rows[candidate.qid] = (row, place)
+                self._nameless.discard(candidate.qid)
+                if not candidate.name:
+                    self._nameless.add(candidate.qid)
+
+    @cached_property
+    def _places(self) -> dict[int, tuple[int, ...]]:
+        places: dict[int, tuple[int, ...]] = {}
+        for row, place in self._rows.values():
+            places[row] = (*places.get(row, ()), place)
+        return places
+
+    def places(self, row: int) -> tuple[int, ...]:
+        """Returns the candidates that a row describes, once all rows are noted."""
+        return self._places.get(row, ())
 
 
-def _pieces(
-    topics: list[str], splits: list[str], groups: list[str], positions: list[int], golds: list[EntityRef | None]
-) -> dict[tuple[str, str], Piece]:
+def _pieces(topics: list[str], splits: list[str], plans: list[RowPlan]) -> dict[tuple[str, str], Piece]:
     """Gathers the rows of each topic and split, group by group in the order in which they appear."""
-    rows: dict[tuple[str, str], dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
-    for number, (topic, split, group) in enumerate(zip(topics, splits, groups, strict=True)):
-        rows[topic, split][group].append(number)
-    pieces = {}
-    for (topic, split), members in rows.items():
-        order = [number for group in members.values() for number in group]
-        pieces[topic, split] = Piece(
-            topic=topic,
-            split=split,
-            rows=[positions[number] for number in order],
-            groups=[groups[number] for number in order],
-            golds=[golds[number] for number in order] if golds else [],
-        )
-    return pieces
+    rows: dict[tuple[str, str], dict[str, list[RowPlan]]] = defaultdict(lambda: defaultdict(list))
+    for topic, split, plan in zip(topics, splits, plans, strict=True):
+        rows[topic, split][plan.group].append(plan)
+    return {
+        (topic, split): Piece(topic, split, [plan for group in groups.values() for plan in group])
+        for (topic, split), groups in rows.items()
+    }

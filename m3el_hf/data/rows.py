@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from m3el_hf.data.collection import EntityRef, Piece, Spool
+from m3el_hf.data.collection import Piece, Spool
 from m3el_hf.data.images import PictureStore
 from m3el_hf.data.schema import Entity, Picture, Record, Report
 from m3el_hf.errors import M3ELError
@@ -53,24 +53,32 @@ class RowMaker:
 
     def rows(self, piece: Piece) -> Iterator[Row]:
         """Yields the rows of a piece, of `ROW_FEATURES`, or of `MENTION_FEATURES` where there is a knowledge base."""
-        for number, (position, group) in enumerate(zip(piece.rows, piece.groups, strict=True)):
-            record = self.spool.record(piece.topic, position)
+        for plan in piece.rows:
+            record = self.spool.record(piece.topic, plan.position)
             if record.candidates:
-                yield self._linking_row(record, group)
+                yield self._linking_row(record, plan.group)
             else:
-                ref = piece.golds[number]
-                yield self._mention_row(record, group, None if ref is None else self.spool.entity(ref))
+                gold = None if plan.gold is None else self.spool.entity(plan.gold)
+                yield self._mention_row(record, plan.group, gold)
 
-    def entities(self, refs: Iterable[EntityRef]) -> Iterator[Row]:
-        """Yields a row of `ENTITY_FEATURES` for each entity."""
-        for ref in refs:
-            entity = self.spool.entity(ref)
-            yield {
-                "qid": entity.qid,
-                "name": entity.name or None,
-                "description": entity.description,
-                "image": self._image(entity.picture),
-            }
+    def described(self, piece: Piece) -> Iterator[list[Row]]:
+        """Yields for each row of a piece the entities that are described there, in rows of `ENTITY_FEATURES`."""
+        for plan in piece.rows:
+            candidates = self.spool.record(piece.topic, plan.position).candidates if plan.described else ()
+            yield [self._entity_row(candidates[place]) for place in plan.described]
+
+    def base(self, positions: Iterable[int]) -> Iterator[Row]:
+        """Yields the entities at these positions of the knowledge base, in rows of `ENTITY_FEATURES`."""
+        for position in positions:
+            yield self._entity_row(self.spool.entity(position))
+
+    def _entity_row(self, entity: Entity) -> Row:
+        return {
+            "qid": entity.qid,
+            "name": entity.name or None,
+            "description": entity.description,
+            "image": self._image(entity.picture),
+        }
 
     def _linking_row(self, record: Record, group: str) -> Row:
         """Releases list the gold first, so candidates are shuffled, by the seed and the record's id alone."""

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -25,7 +25,7 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from m3el_hf.data.card import render_dataset_card
-from m3el_hf.data.collection import Collection, EntityRef, Piece, Spool, collect
+from m3el_hf.data.collection import Collection, Piece, Spool, collect
 from m3el_hf.data.images import SHORT_SIDE, PictureStore
 from m3el_hf.data.manifest import Manifest
 from m3el_hf.data.previous import PreviousSplits
@@ -68,28 +68,40 @@ class Settings:
 
 @dataclass(frozen=True)
 class Shard:
-    """One file to write, or two: rows with candidates are also written without pictures.
+    """What one process writes in one go: rows with the entities that they describe, or a part of a knowledge base.
 
     Attributes:
-        name: Its path in the built folder.
-        content: Some rows, or some entities.
+        content: The rows, or positions in the knowledge base.
+        rows: Path of the rows' file in the built folder, or None.
+        entities: Path of the entities' file, or None.
     """
 
-    name: str
-    content: Piece | list[EntityRef]
+    content: Piece | range
+    rows: str | None
+    entities: str | None
 
     @property
     def files(self) -> dict[str, Features]:
-        """The files by their paths in the built folder, with the features of each; all columns first."""
-        kind, _, rest = self.name.partition("/")
-        if kind == "data":
-            return {self.name: ROW_FEATURES, f"text/{rest}": TEXT_FEATURES}
-        return {self.name: {"mentions": MENTION_FEATURES, "entities": ENTITY_FEATURES}[kind]}
+        """The files by their paths in the built folder, with the features of each."""
+        found = {}
+        if self.rows is not None:
+            kind, _, rest = self.rows.partition("/")
+            found[self.rows] = MENTION_FEATURES if kind == "mentions" else ROW_FEATURES
+            if kind == "data":
+                found[f"text/{rest}"] = TEXT_FEATURES
+        if self.entities is not None:
+            found[self.entities] = ENTITY_FEATURES
+        return found
+
+    @property
+    def name(self) -> str:
+        """A name that no other has."""
+        return next(iter(self.files)).replace("/", ".")
 
     @property
     def size(self) -> int:
-        """Rows."""
-        return len(self.content) if isinstance(self.content, list) else len(self.content.rows)
+        """Number of rows, or of entities of a knowledge base."""
+        return len(self.content) if isinstance(self.content, range) else len(self.content.rows)
 
 
 def build(
@@ -200,27 +212,26 @@ def _start(partial: Path, key: str) -> None:
 
 
 def _plan(collection: Collection, settings: Settings) -> list[Shard]:
-    """Lists the files to write, the largest first, so that processes finish together."""
+    """Lists what is to be written, the largest first, so that processes finish together."""
     size = ROWS_PER_SHARD if settings.short_side else ROWS_PER_SHARD_OF_ORIGINALS
-    shards = []
+    contents: list[tuple[Piece | range, str | None]] = [(part, None) for part in collection.base(size=size)]
     for topic in collection.topics:
         for split in SPLITS:
-            shards += _named(_stem(collection, topic, split), collection.pieces(split, topic, size=size))
-    refs = collection.entities
-    shards += _named("entities/train", [refs[start : start + size] for start in range(0, len(refs), size)])
+            stem = f"mentions/{split}" if collection.reader.entities else f"data/{topic}/{split}"
+            pieces = collection.pieces(split, topic, size=size)
+            contents += [(piece, _file(stem, k, len(pieces))) for k, piece in enumerate(pieces)]
+    describing = [k for k, (content, _) in enumerate(contents) if isinstance(content, range) or content.entities]
+    entities = {k: _file("entities/train", number, len(describing)) for number, k in enumerate(describing)}
+    shards = [Shard(content, rows, entities.get(k)) for k, (content, rows) in enumerate(contents)]
     return sorted(shards, key=lambda shard: -shard.size)
 
 
-def _stem(collection: Collection, topic: str, split: str) -> str:
-    return f"mentions/{split}" if collection.reader.entities else f"data/{topic}/{split}"
-
-
-def _named(stem: str, contents: list[Any]) -> list[Shard]:
-    return [Shard(f"{stem}-{k:05d}-of-{len(contents):05d}.parquet", content) for k, content in enumerate(contents)]
+def _file(stem: str, number: int, count: int) -> str:
+    return f"{stem}-{number:05d}-of-{count:05d}.parquet"
 
 
 def _report_path(partial: Path, shard: Shard) -> Path:
-    return partial / ".reports" / f"{shard.name.replace('/', '.')}.json"
+    return partial / ".reports" / f"{shard.name}.json"
 
 
 def _report(partial: Path, shard: Shard) -> Report:
@@ -251,26 +262,24 @@ class _Writer:
             advance: Called after each row.
         """
         maker = RowMaker(self._spool, self._pictures, self.settings.seed, self.settings.protocol)
-        rows = maker.rows(shard.content) if isinstance(shard.content, Piece) else maker.entities(shard.content)
-        self._write_files(shard, _watched(rows, advance))
-        # The report comes last: it says that the rest is there.
-        self._move_into_place(_report_path(self.partial, shard), json.dumps(asdict(maker.report)).encode())
-
-    def _write_files(self, shard: Shard, rows: Iterator[Row]) -> None:
-        names = list(shard.files)
-        paths = [self._unfinished(name) for name in names]
+        paths = {name: self._unfinished(name) for name in shard.files}
         with ExitStack() as stack:
-            writers = [
-                stack.enter_context(_parquet_writer(path, shard.files[name]))
-                for path, name in zip(paths, names, strict=True)
-            ]
-            for group in _row_groups(rows):
-                for writer in writers:
-                    writer.write_table(pa.Table.from_pylist(group, schema=writer.schema))
-        for path, name in zip(paths, names, strict=True):
+            files: dict[str | None, _File] = {
+                name: stack.enter_context(_File(paths[name], features)) for name, features in shard.files.items()
+            }
+            for rows, entities in _contents(shard, maker):
+                for row in rows:
+                    for name in files.keys() - {shard.entities}:
+                        files[name].add(row)
+                for entity in entities:
+                    files[shard.entities].add(entity)
+                advance()
+        for name, path in paths.items():
             target = self.partial / ".build" / name
             target.parent.mkdir(parents=True, exist_ok=True)
             os.replace(path, target)
+        # The report comes last: it says that the rest is there.
+        self._move_into_place(_report_path(self.partial, shard), json.dumps(asdict(maker.report)).encode())
 
     def _unfinished(self, name: str) -> Path:
         """A file of this process alone."""
@@ -282,24 +291,44 @@ class _Writer:
         os.replace(path, target)
 
 
-def _watched(rows: Iterator[Row], advance: Callable[[], object]) -> Iterator[Row]:
-    for row in rows:
-        yield row
-        advance()
+def _contents(shard: Shard, maker: RowMaker) -> Iterator[tuple[list[Row], list[Row]]]:
+    """Yields a row with the entities that it describes, while their pictures are at hand; or an entity by itself."""
+    if isinstance(shard.content, range):
+        yield from (([], [entity]) for entity in maker.base(shard.content))
+    else:
+        pairs = zip(maker.rows(shard.content), maker.described(shard.content), strict=True)
+        yield from (([row], entities) for row, entities in pairs)
 
 
-def _row_groups(rows: Iterator[Row]) -> Iterator[list[Row]]:
-    """Cuts rows into groups of at most `ROWS_PER_GROUP` rows and about `BYTES_PER_GROUP` bytes of pictures."""
-    group: list[Row] = []
-    size = 0
-    for row in rows:
-        group.append(row)
-        size += sum(len(image["bytes"]) for image in _images(row))
-        if len(group) == ROWS_PER_GROUP or size >= BYTES_PER_GROUP:
-            yield group
-            group, size = [], 0
-    if group:
-        yield group
+class _File:
+    """A Parquet file to which rows are appended, in groups of `ROWS_PER_GROUP`, or of `BYTES_PER_GROUP` of pictures."""
+
+    def __init__(self, path: Path, features: Features) -> None:
+        self._names = list(features)
+        self._writer = _parquet_writer(path, features)
+        self._group: list[Row] = []
+        self._bytes = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is None:
+            self._flush()
+        self._writer.close()
+
+    def add(self, row: Row) -> None:
+        """Appends a row, of which only the file's columns count."""
+        row = {name: row[name] for name in self._names}
+        self._group.append(row)
+        self._bytes += sum(len(image["bytes"]) for image in _images(row))
+        if len(self._group) == ROWS_PER_GROUP or self._bytes >= BYTES_PER_GROUP:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._group:
+            self._writer.write_table(pa.Table.from_pylist(self._group, schema=self._writer.schema))
+            self._group, self._bytes = [], 0
 
 
 def _images(row: Row) -> list[Row]:
@@ -405,7 +434,7 @@ def _manifest(
             topic: {split: count for split in SPLITS if (count := collection.count(split, topic))}
             for topic in collection.topics
         },
-        entities=len(collection.entities),
+        entities=collection.entities,
         revision=revision,
         read=report.read,
         skipped=report.skipped,

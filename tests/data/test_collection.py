@@ -59,10 +59,10 @@ def test_a_spooled_record_is_the_same_record(candidates, picture, batch, data):
         collection = collect("test", None)
         spool = Spool(collection.folder)
         found = [
-            spool.record(piece.topic, row)
+            spool.record(piece.topic, plan.position)
             for split in SPLITS
             for piece in collection.pieces(split, size=3)
-            for row in piece.rows
+            for plan in piece.rows
         ]
     assert sorted(found, key=lambda record: record.id) == sorted(records, key=lambda record: record.id)
 
@@ -75,15 +75,11 @@ def test_a_knowledge_base_is_spooled_with_where_each_gold_is(monkeypatch):
     collection = collect("test", Path())
     (piece,) = collection.pieces("test", MENTIONS, size=10)
     spool = Spool(collection.folder)
-    assert collection.topics == [MENTIONS]
-    assert [spool.entity(ref) for ref in collection.entities] == base
-    found = {spool.record(piece.topic, row).answer_qid: ref for row, ref in zip(piece.rows, piece.golds, strict=True)}
-    assert {qid: ref and spool.entity(ref).qid for qid, ref in found.items()} == {
-        "Q3": "Q3",
-        "Q39": "Q39",
-        NIL: None,
-        "Q77": None,
-    }
+    assert (collection.topics, collection.entities) == ([MENTIONS], 40)
+    assert collection.base(size=15) == [range(15), range(15, 30), range(30, 40)]
+    assert [spool.entity(position) for part in collection.base(size=15) for position in part] == base
+    found = {spool.record(piece.topic, plan.position).answer_qid: plan.gold for plan in piece.rows}
+    assert found == {"Q3": 3, "Q39": 39, NIL: None, "Q77": None}
 
 
 def test_a_second_row_with_the_same_id_is_reported(monkeypatch):
@@ -116,7 +112,9 @@ def test_pieces_are_cut_in_order_and_can_be_sent_to_a_process(tmp_path, size):
     collection = collect("m3el", write_release(tmp_path, [instance(number, images=False) for number in range(20)]))
     whole = [piece for split in SPLITS for piece in collection.pieces(split, size=1000)]
     cut = [piece for split in SPLITS for piece in collection.pieces(split, size=size)]
-    assert all(len(piece.rows) == len(piece.groups) <= size for piece in cut)
+    assert all(len(piece.rows) <= size for piece in cut)
+    assert sum(piece.entities for piece in cut) == collection.entities == 60
+    assert collection.base(size=size) == []
     assert [row for piece in cut for row in piece.rows] == [row for piece in whole for row in piece.rows]
     assert pickle.loads(pickle.dumps(cut)) == cut
 
@@ -149,7 +147,7 @@ def test_each_entity_comes_once_as_first_named(tmp_path):
     second["candidates"][1] = {"Qid": "Q01", "name": "late name", "description": "late"}
     second["candidates"][2] = {"Qid": "Q02", "name": "other name", "description": "other"}
     entities = entities_of(collect("m3el", write_release(tmp_path, [first, second])))
-    assert [(one["qid"], one["name"]) for one in entities] == [
+    assert sorted((one["qid"], one["name"]) for one in entities) == [
         ("Q00", "Name 0a"),
         ("Q01", "late name"),
         ("Q02", "Name 0c"),

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from m3el_hf.data.collection import EntityRef, Piece, Spool, collect
+from m3el_hf.data.collection import Piece, RowPlan, Spool, collect
 from m3el_hf.data.images import PictureStore
 from m3el_hf.data.rows import PROTOCOLS, REMOVED, SAME_FILE, RowMaker, check_protocol
 from m3el_hf.data.schema import MENTION_FEATURES, NIL, ROW_FEATURES, SPLITS, Entity, Picture, Record
@@ -47,7 +47,7 @@ class Shelf(Spool):
     def record(self, topic: str, row: int) -> Record:
         return self._one
 
-    def entity(self, ref: EntityRef) -> Entity:
+    def entity(self, position: int) -> Entity:
         assert self._gold is not None
         return self._gold
 
@@ -57,7 +57,7 @@ def maker_of(made: Record, gold: Entity | None = None, **options: Any) -> RowMak
 
 
 def made_by(maker: RowMaker, gold: bool = False) -> dict[str, Any]:
-    (row,) = maker.rows(Piece("person", "train", [0], ["group"], [("entities", 0, None) if gold else None]))
+    (row,) = maker.rows(Piece("person", "train", [RowPlan(0, "group", 0 if gold else None, ())]))
     return row
 
 
