@@ -257,7 +257,7 @@ def read_mini(instances: int = 2000, seed: int = 0) -> Iterator[Record]:
     Example:
         >>> record = next(read_mini(instances=1))
         >>> record.id, record.topic, len(record.candidates)
-        ('mini-movies-Q9000000-0', 'movies', 3)
+        ('mini-movies-0', 'movies', 3)
     """
     if not 1 <= instances <= MOST_INSTANCES:
         raise M3ELError(f"cannot generate {instances} instances: ask for 1 to {MOST_INSTANCES}")
@@ -311,7 +311,7 @@ def _draw_apart(rng: random.Random, tables: Sequence[Words], size: int) -> list[
 def _make_record(rng: random.Random, topic: str, row: int, traits: _Traits, candidates: tuple[Entity, ...]) -> Record:
     gold = candidates[0]
     return Record(
-        id=f"mini-{topic}-{gold.qid}-{row}",
+        id=f"mini-{topic}-{row}",
         source=f"mini row {row}",
         topic=topic,
         split=None,

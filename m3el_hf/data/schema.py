@@ -47,7 +47,7 @@ class Record:
     """One mention with its candidates as a source gives them: released order, gold included.
 
     Attributes:
-        id: Unique in its source and the same at every reading.
+        id: Unique in its source and the same at every reading; every task shows it, so it must not tell the gold.
         source: File and row, for messages to people ("person.json row 12").
         topic: A short lower-case word; M³EL's are `m3el_hf.tasks.TOPICS`. None where the source has no topics.
         split: The released split, or None where the source has none.

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+from datasets import load_dataset
 
 from m3el_hf.data.configs import configs, select
 from m3el_hf.data.schema import ENTITY_FEATURES, MENTION_FEATURES, ROW_FEATURES
@@ -73,6 +74,14 @@ def test_a_task_shows_nothing_that_gives_the_gold_away(name, topic):
     }
     assert ("mention" in seen, "context" in seen) == (TASKS[name].mention.has_text,) * 2
     assert ("candidate_names" in seen, "candidate_descriptions" in seen) == (TASKS[name].candidate.has_text,) * 2
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_no_value_that_a_task_shows_names_the_gold(name, store):
+    """Not even the id, which every task shows."""
+    golds = {row["id"]: row["answer_qid"] for row in load_dataset(str(store), split="train")}
+    for row in load_dataset(str(store), name, split="train").with_format("arrow")[:].to_pylist():
+        assert golds[row["id"]] not in str(row)
 
 
 def test_a_topic_and_a_task_are_both_kept():

@@ -80,7 +80,14 @@ def test_worlds_are_still_those_of_the_first_version(world):
         repr(value).encode()
         for record in world
         for value in (
-            *(record.id, record.source, record.topic, record.split, record.mention, record.context),
+            *(
+                f"mini-{record.topic}-{record.answer_qid}{record.id[len(f'mini-{record.topic}') :]}",
+                record.source,
+                record.topic,
+                record.split,
+                record.mention,
+                record.context,
+            ),
             *(record.answer_qid, record.difficulty),
             [(candidate.qid, candidate.name, candidate.description) for candidate in record.candidates],
         )

@@ -47,7 +47,7 @@ def read_m3el(folder: Path | None, report: Report) -> Iterator[Record]:
         for number, instance in parse_elements(path, report):
             source = f"{path.name} row {number}"
             try:
-                record = _record(instance, folder, topic, split, f"{path.stem}-{{qid}}-{number}", source)
+                record = _record(instance, folder, topic, split, f"{path.stem}-{number}", source)
             except UnusableRowError as reason:
                 skip_row(report, source, reason)
                 continue
@@ -71,7 +71,7 @@ def _topic_files(folder: Path, report: Report) -> list[tuple[Path, str, str | No
     return files
 
 
-def _record(instance: Any, folder: Path, topic: str, split: str | None, id_template: str, source: str) -> Record:
+def _record(instance: Any, folder: Path, topic: str, split: str | None, id_: str, source: str) -> Record:
     if not isinstance(instance, dict):
         raise UnusableRowError(f"is a {type(instance).__name__}, not an object")
     qid = get_text(instance, "Qid")
@@ -84,7 +84,7 @@ def _record(instance: Any, folder: Path, topic: str, split: str | None, id_templ
     if qid not in {candidate.qid for candidate in candidates}:
         raise UnusableRowError(f"its gold {qid} is not among its candidates")
     return Record(
-        id=id_template.format(qid=qid),
+        id=id_,
         source=source,
         topic=topic,
         split=split,

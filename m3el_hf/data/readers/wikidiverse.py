@@ -2,8 +2,8 @@
 
 A passage is ``[caption, image url, topic, [[mention, type, start, end, url], ...]]``; a mention with candidates is
 ``[caption, image url, mention, type, left context, right context, gold url, candidates, topic, start, end]``. Entities
-are Wikipedia pages, so their ids here are the pages' addresses. The files name pictures by their addresses alone:
-none is there to be stored.
+are Wikipedia pages, so their ids here are the pages' addresses. The files name pictures by their addresses; the archive
+of downloaded pictures that goes with them is read where it lies beside them, in ``wikinewsImgs/``.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def _passage_records(folder: Path | None, report: Report) -> Iterator[Record]:
             for k, mention in enumerate(mentions):
                 place = f"{source} mention {k}"
                 try:
-                    record = _record(passage | _fields(mention, MENTION), split, place)
+                    record = _record(passage | _fields(mention, MENTION), path.parent, split, place)
                 except UnusableRowError as reason:
                     skip_row(report, place, reason)
                     continue
@@ -126,7 +126,7 @@ def _candidate_records(folder: Path | None, report: Report) -> Iterator[Record]:
         for row, item in parse_elements(path, report):
             source = f"{path.name} row {row}"
             try:
-                record, twice = _record_with_candidates(_fields(item, CANDIDATES), split, source)
+                record, twice = _record_with_candidates(_fields(item, CANDIDATES), path.parent, split, source)
             except UnusableRowError as reason:
                 skip_row(report, source, reason)
                 continue
@@ -174,7 +174,7 @@ def _fields(item: Any, names: tuple[str, ...]) -> dict[str, Any]:
     return dict(zip(names, item, strict=True))
 
 
-def _record(fields: dict[str, Any], split: str | None, source: str) -> Record:
+def _record(fields: dict[str, Any], folder: Path, split: str | None, source: str) -> Record:
     """Makes a record without candidates of the fields that both forms share."""
     mention = get_text(fields, "mention")
     if mention is None:
@@ -192,15 +192,22 @@ def _record(fields: dict[str, Any], split: str | None, source: str) -> Record:
         split=split,
         mention=mention,
         context=context,
-        picture=None if image is None else Picture(url=_clean(image), flaw="is not downloaded"),
+        picture=None if image is None else _picture(_clean(image), folder),
         answer_qid=NIL if name_answer(address) == NIL else _page(address),
         candidates=(),
     )
 
 
-def _record_with_candidates(fields: dict[str, Any], split: str | None, source: str) -> tuple[Record, int]:
+def _picture(url: str, folder: Path) -> Picture:
+    """The archive's name for a picture is the MD5 of its address's last part; drawings (SVG) are there as PNG."""
+    name = url.rsplit("/", 1)[-1]
+    ending = re.sub(r"(?i)^\.svg$", ".png", Path(name).suffix)
+    return Picture(path=folder / "wikinewsImgs" / f"{hashlib.md5(name.encode()).hexdigest()}{ending}", url=url)
+
+
+def _record_with_candidates(fields: dict[str, Any], folder: Path, split: str | None, source: str) -> tuple[Record, int]:
     """Makes a record with candidates; also returns how many of them were listed before."""
-    record = _record(fields, split, source)
+    record = _record(fields, folder, split, source)
     if record.answer_qid == NIL:
         raise UnusableRowError("its answer is NIL: no candidate is right")
     items = fields["candidates"]

@@ -58,7 +58,7 @@ def picture(folder: Path, image: Any) -> Picture:
 
 def test_an_instance_becomes_a_record(tmp_path):
     (record,), report = read(write_release(tmp_path, [instance(3)]))
-    assert (record.id, record.source) == ("person-Q30-0", "person.json row 0")
+    assert (record.id, record.source) == ("person-0", "person.json row 0")
     assert (record.topic, record.split, record.difficulty) == ("person", None, None)
     assert (record.mention, record.context) == ("Name 3", "Name 3 went home.")
     assert record.answer_qid == "Q30"
@@ -126,7 +126,7 @@ def test_literals_may_hold_tuples(tmp_path):
 def test_the_file_name_says_topic_and_split(tmp_path, name):
     topic, _, split = name.partition("_")
     (record,), _ = read(write_release(tmp_path, [instance(0, topic=topic)], f"{name}.json"))
-    assert (record.topic, record.split, record.id) == (topic, split or None, f"{name}-Q00-0")
+    assert (record.topic, record.split, record.id) == (topic, split or None, f"{name}-0")
 
 
 def test_files_are_read_in_the_order_of_their_names(tmp_path):
@@ -213,7 +213,7 @@ def test_a_broken_line_is_skipped_and_counted(tmp_path, broken):
     lines = [json.dumps(instance(0)), "", broken, json.dumps(instance(2))]
     records, report = read_text(tmp_path, "\n".join(lines))
     assert [record.source for record in records] == ["person.json row 0", "person.json row 2"]
-    assert [record.id for record in records] == ["person-Q00-0", "person-Q20-2"]
+    assert [record.id for record in records] == ["person-0", "person-2"]
     assert report.read == 3
     (line,) = report.skipped
     assert line.startswith("person.json row 1 (line 3): cannot be parsed (")

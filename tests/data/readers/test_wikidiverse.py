@@ -15,6 +15,7 @@ from m3el_hf.errors import M3ELError
 WIKI = "https://en.wikipedia.org/wiki/"
 CAPTION = "The Lions versus the Packers (2007)."
 IMAGE = "https://upload.example.org/Lions.jpg"
+FILE = f"{hashlib.md5(b'Lions.jpg').hexdigest()}.jpg"
 LIONS = ["Lions", "Organization", 4, 9, f"{WIKI}Detroit_Lions"]
 PACKERS = ["Packers", "Organization", 21, 28, f"{WIKI}Green_Bay_Packers"]
 
@@ -78,7 +79,7 @@ def test_each_mention_of_a_passage_becomes_a_record(tmp_path):
         split="train",
         mention="Packers",
         context=CAPTION,
-        picture=Picture(url=IMAGE, flaw="is not downloaded"),
+        picture=Picture(path=tmp_path / "wikinewsImgs" / FILE, url=IMAGE),
         answer_qid=f"{WIKI}Green_Bay_Packers",
         candidates=(),
     )
@@ -139,9 +140,26 @@ def test_addresses_are_cleaned(tmp_path, address, page, name):
 
 def test_junk_before_a_picture_is_cut_off(tmp_path):
     ((record,), _) = read(write(tmp_path, [passage(LIONS, image="nhttps://example.org/a.png")]))
-    assert record.picture == Picture(url="https://example.org/a.png", flaw="is not downloaded")
+    assert record.picture is not None
+    assert record.picture.url == "https://example.org/a.png"
     ((record,), _) = read(write(tmp_path, [passage(LIONS, image="")]))
     assert record.picture is None
+
+
+@pytest.mark.parametrize(
+    ("url", "file"),
+    [  # printf %s a.png | md5sum
+        ("https://example.org/b/a.png", "32d3ca5e23f4ccf1e4c8660c40e75f33.png"),
+        ("https://example.org/Flag of X.SVG", None),
+        ("https://example.org/nothing", None),
+    ],
+)
+def test_a_downloaded_picture_lies_under_the_hash_of_its_name(tmp_path, url, file):
+    ((record,), _) = read(write(tmp_path, [passage(LIONS, image=url)]))
+    name = url.rpartition("/")[2]
+    ending = {"a.png": ".png", "Flag of X.SVG": ".png", "nothing": ""}[name]
+    expected = file or hashlib.md5(name.encode()).hexdigest() + ending
+    assert record.picture == Picture(path=tmp_path / "wikinewsImgs" / expected, url=url)
 
 
 @pytest.mark.parametrize("nil", ["nil", "NIL", "Nil "])
@@ -221,7 +239,7 @@ def test_a_mention_with_candidates_becomes_a_record(tmp_path):
         split=None,
         mention="Lions",
         context=CAPTION,
-        picture=Picture(url=IMAGE, flaw="is not downloaded"),
+        picture=Picture(path=tmp_path / "wikinewsImgs" / FILE, url=IMAGE),
         answer_qid=f"{WIKI}Detroit_Lions",
         candidates=(Entity(f"{WIKI}Lion", "Lion"), Entity(f"{WIKI}Detroit_Lions", "Detroit Lions")),
     )
@@ -238,7 +256,7 @@ def test_a_mention_with_candidates_becomes_a_record(tmp_path):
 )
 def test_candidates_are_addresses_or_titles_alone_or_in_lists(tmp_path, candidates):
     found = one(tmp_path / "a", mention(candidates=candidates))
-    assert found == one(tmp_path / "b", mention())
+    assert found == replace(one(tmp_path / "b", mention()), picture=found.picture)  # it lies in another folder
 
 
 def test_a_candidate_may_lack_the_hyphens_of_the_gold(tmp_path):
