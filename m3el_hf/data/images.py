@@ -6,13 +6,12 @@ import hashlib
 import io
 import warnings
 from collections import OrderedDict
-from collections.abc import Hashable
 
 from PIL import Image
 
 from m3el_hf.data.schema import Picture
 from m3el_hf.errors import M3ELError
-from m3el_hf.modeling.decoding_clipnd import ALLOWED_FORMATS, UnusableImageError, decode_image, file_state, read_file
+from m3el_hf.modeling.decoding_clipnd import ALLOWED_FORMATS, UnusableImageError, decode_image, read_file
 
 SHORT_SIDE = 256
 """Stored pictures are reduced to this short side, in pixels: CLIP's towers read 224 or 336."""
@@ -20,7 +19,7 @@ SHORT_SIDE = 256
 LEAST_SHORT_SIDE = 16
 CACHE_BYTES = 1 << 27
 
-_ENTRY_BYTES = 1000  # about what an entry of the cache takes beside its outcome, mostly its key
+_ENTRY_BYTES = 300  # about what an entry of the cache takes beside its outcome
 _GAP = 2  # decoding at this multiple of the wanted size changes photographs by less than a grey level on average
 
 
@@ -53,7 +52,7 @@ class PictureStore:
         self._short_side = short_side
         self._cache_bytes = cache_bytes
         self._used = 0
-        self._outcomes: OrderedDict[Hashable, bytes | str] = OrderedDict()  # the bytes, or why there are none
+        self._outcomes: OrderedDict[bytes, bytes | str] = OrderedDict()  # the bytes, or why there are none
 
     def stored_bytes(self, picture: Picture) -> bytes:
         """Returns the picture as it is stored: upright RGB, short side at most ``short_side``.
@@ -67,11 +66,13 @@ class PictureStore:
         """
         if picture.flaw is not None:
             raise UnusableImageError(picture.flaw)
-        key = _key(picture)
+        data = picture.data if picture.path is None else read_file(picture.path)
+        if data is None:
+            raise UnusableImageError("is missing")
+        key = hashlib.blake2b(data, digest_size=16).digest()  # a release has the same picture in many folders
         outcome = self._outcomes.get(key)
         if outcome is None:
-            data = picture.data if picture.path is None else read_file(picture.path)
-            outcome = self._convert(data or b"")
+            outcome = self._convert(data)
             self._remember(key, outcome)
         else:
             self._outcomes.move_to_end(key)
@@ -89,7 +90,7 @@ class PictureStore:
         except UnusableImageError as reason:
             return str(reason)
 
-    def _remember(self, key: Hashable, outcome: bytes | str) -> None:
+    def _remember(self, key: bytes, outcome: bytes | str) -> None:
         size = len(outcome) + _ENTRY_BYTES
         if size > self._cache_bytes:
             return
@@ -98,16 +99,6 @@ class PictureStore:
         while self._used > self._cache_bytes:
             _, dropped = self._outcomes.popitem(last=False)  # the one not asked for longest
             self._used -= len(dropped) + _ENTRY_BYTES
-
-
-def _key(picture: Picture) -> Hashable:
-    """What changes when the picture does."""
-    if picture.path is not None:
-        state = file_state(picture.path)
-        return picture.path, state.st_mtime_ns, state.st_size
-    if picture.data is None:
-        raise UnusableImageError("is missing")
-    return hashlib.blake2b(picture.data, digest_size=16).digest()
 
 
 def _reduced(data: bytes, short_side: int) -> bytes:

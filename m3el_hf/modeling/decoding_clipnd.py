@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import stat
 import warnings
 from pathlib import Path
@@ -57,35 +56,24 @@ def decode_image(source: bytes | str | Path, short_side: int | None = None) -> I
 
 
 def read_file(path: Path) -> bytes:
-    """Returns the bytes of a file that may be anything.
+    """Returns the bytes of a file that may be anything; never waits for a pipe.
 
     Raises:
-        UnusableImageError: As `file_state`, and if it cannot be read.
-    """
-    file_state(path)
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise UnusableImageError(f"cannot be read ({error.strerror or error})") from error
-
-
-def file_state(path: Path) -> os.stat_result:
-    """Returns the state of a file that `read_file` may try to read: never a pipe, on which it would wait.
-
-    Raises:
-        UnusableImageError: If it is missing, no file, or over `MAX_BYTES`.
+        UnusableImageError: If it is missing, no file, over `MAX_BYTES`, or cannot be read.
     """
     try:
         state = path.stat()
+        if not stat.S_ISREG(state.st_mode):
+            raise UnusableImageError("is not a file")
+        if state.st_size > MAX_BYTES:
+            raise UnusableImageError(f"has {state.st_size:,} bytes, over {MAX_BYTES:,}")
+        return path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         raise UnusableImageError("is missing") from None
+    except UnusableImageError:
+        raise
     except (OSError, ValueError) as error:  # ValueError: a null character in the path
         raise UnusableImageError(f"cannot be read ({getattr(error, 'strerror', None) or error})") from error
-    if not stat.S_ISREG(state.st_mode):
-        raise UnusableImageError("is not a file")
-    if state.st_size > MAX_BYTES:
-        raise UnusableImageError(f"has {state.st_size:,} bytes, over {MAX_BYTES:,}")
-    return state
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

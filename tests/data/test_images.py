@@ -233,7 +233,7 @@ def test_a_picture_in_many_rows_is_decoded_once(tmp_path, monkeypatch):
     for _ in range(3):
         assert store.stored_bytes(Picture(path=tmp_path / "good")) == store.stored_bytes(Picture(data=good))
         assert reason(Picture(path=tmp_path / "broken"), store) == reason(Picture(data=broken), store)
-    assert Counter(seen) == {good: 2, broken: 2}  # once as a file, once as data
+    assert Counter(seen) == {good: 1, broken: 1}  # whether as a file or as data
 
 
 def kept(number: int, extra: int = 20_000) -> Picture:
@@ -263,7 +263,7 @@ def test_many_broken_pictures_do_not_fill_the_memory():
     store = PictureStore(cache_bytes=50_000)
     for number in range(200):
         reason(Picture(data=b"%d" % number), store)
-    assert 0 < len(store._outcomes) <= 50
+    assert 0 < len(store._outcomes) <= 50_000 // 300
 
 
 def test_a_picture_that_was_reduced_is_not_held():
