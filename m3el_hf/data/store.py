@@ -14,8 +14,9 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
+from threading import Thread
 from typing import Any, Self
 
 import pyarrow as pa
@@ -150,7 +151,7 @@ def build(
     settings = Settings(seed, protocol, short_side)
     known = None if previous is None else PreviousSplits(previous)
     partial = output.with_name(output.name + ".partial")
-    with _locked(partial):
+    with _locked(partial), _Workers(_Writer(partial, settings), num_proc) as workers:
         _start(partial, fingerprint(folder, reader, settings, str(previous), options))
         try:
             collection = collect(
@@ -161,7 +162,7 @@ def build(
                 shutil.rmtree(partial)
             raise
         shards = _plan(collection, settings)
-        _write_all(shards, _Writer(partial, settings), num_proc, progress)
+        workers.write(shards, progress)
         work = partial / ".build"
         reports = [_report(partial, shard) for shard in shards]
         manifest = _manifest(reader, folder, collection, settings, reports, _revision(work))
@@ -356,57 +357,78 @@ def _leaves(schema: pa.Schema) -> list[str]:
     return [column.path for column in pq.ParquetFile(buffer.getvalue()).schema]
 
 
+class _Workers:
+    """Writes shards, in this process or in others, which start while this one still reads the source."""
+
+    def __init__(self, writer: _Writer, num_proc: int) -> None:
+        self._writer = writer
+        self._pool: ProcessPoolExecutor | None = None
+        if num_proc > 1:
+            context = get_context("forkserver")  # a fork of this process would copy its threads' locks
+            context.set_forkserver_preload([__name__])  # imported once for all
+            self._written = context.Value("Q", 0)
+            self._pool = ProcessPoolExecutor(num_proc, context, _start_process, (writer, self._written))
+            for _ in range(num_proc):
+                self._pool.submit(int)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+
+    def write(self, shards: list[Shard], progress: bool) -> None:
+        """Writes the shards that are not done.
+
+        Raises:
+            M3ELError: If a process was killed.
+        """
+        left = [shard for shard in shards if not self._writer.is_done(shard)]
+        total, missing = (sum(shard.size for shard in one) for one in (shards, left))
+        with tqdm(total=total, initial=total - missing, unit=" rows", desc="writing", disable=not progress) as bar:
+            if self._pool is None:
+                for shard in left:
+                    self._writer.write(shard, bar.update)
+                return
+            futures = {self._pool.submit(_write_in_process, shard) for shard in left}
+            try:
+                while futures:
+                    done, futures = wait(futures, timeout=0.2, return_when=FIRST_EXCEPTION)
+                    bar.update(total - missing + self._written.value - bar.n)
+                    for future in done:
+                        future.result()
+            except BrokenProcessPool:
+                advice = "run the same command again with a lower --num-proc"
+                raise M3ELError(f"a process was killed, perhaps for memory: {advice}") from None
+
+
 _process: tuple[_Writer, Any]
 
 
-def _start_process(writer: _Writer, counter: Any) -> None:
+def _start_process(writer: _Writer, written: Any) -> None:
     global _process
-    _process = writer, counter
+    _process = writer, written
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # an interrupt is for the parent to tell of
+    Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """Ends this process when the one that started it is killed; it would wait for work for ever."""
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+    os._exit(1)
 
 
 def _write_in_process(shard: Shard) -> None:
-    writer, counter = _process
+    writer, written = _process
 
     def advance() -> None:
-        with counter.get_lock():
-            counter.value += 1
+        with written.get_lock():
+            written.value += 1
 
     writer.write(shard, advance)
-
-
-def _write_all(shards: list[Shard], writer: _Writer, num_proc: int, progress: bool) -> None:
-    """Writes the shards that are not done."""
-    left = [shard for shard in shards if not writer.is_done(shard)]
-    total, missing = (sum(shard.size for shard in one) for one in (shards, left))
-    with tqdm(total=total, initial=total - missing, unit=" rows", desc="writing", disable=not progress) as bar:
-        if num_proc == 1:
-            for shard in left:
-                writer.write(shard, bar.update)
-        else:
-            _write_in_pool(left, writer, num_proc, bar)
-
-
-def _write_in_pool(shards: list[Shard], writer: _Writer, num_proc: int, bar: tqdm) -> None:
-    context = get_context("spawn")  # a fork would copy threads' locks
-    counter = context.Value("Q", 0)
-    with ProcessPoolExecutor(num_proc, context, _start_process, (writer, counter)) as pool:
-        futures = [pool.submit(_write_in_process, shard) for shard in shards]
-        start = bar.n
-        try:
-            while futures:
-                done, _ = wait(futures, timeout=0.2, return_when=FIRST_EXCEPTION)
-                bar.update(start + counter.value - bar.n)
-                for future in done:
-                    future.result()
-                futures = [future for future in futures if future not in done]
-        except BrokenProcessPool:
-            raise M3ELError(
-                "a process was killed, perhaps for memory: run the same command again with a lower --num-proc"
-            ) from None
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
 
 
 def _manifest(

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -415,6 +416,47 @@ def test_a_killed_build_goes_on_where_it_was(source, built, tmp_path, monkeypatc
     assert [path.name for path in (tmp_path / "second").iterdir()] == ["m3el"]
 
 
+KILLED_WITH_PROCESSES = """
+import os, signal, sys, time
+from multiprocessing import active_children
+from pathlib import Path
+from threading import Thread
+from m3el_hf.data import store
+
+def kill():
+    while not any(Path(sys.argv[2] + ".partial", ".reports").glob("*")):
+        time.sleep(0.01)
+    print(*(child.pid for child in active_children()), flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+if __name__ == "__main__":
+    Thread(target=kill, daemon=True).start()
+    store.build("m3el", Path(sys.argv[1]), Path(sys.argv[2]), progress=False, num_proc=2)
+    time.sleep(60)
+"""
+
+
+def test_a_killed_build_leaves_no_process_behind(source, built, tmp_path):
+    script, output = tmp_path / "script.py", tmp_path / "m3el"
+    script.write_text(KILLED_WITH_PROCESSES)
+    process = subprocess.run(
+        [sys.executable, str(script), str(source), str(output)],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=300,
+    )
+    assert process.returncode == -signal.SIGKILL
+    workers = [Path("/proc", pid) for pid in process.stdout.split()]
+    assert len(workers) == 2
+    deadline = time.monotonic() + 20
+    while any(worker.exists() for worker in workers) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(worker.exists() for worker in workers)
+    build("m3el", source, output, progress=False, num_proc=2, overwrite=True)
+    assert contents(output) == contents(built)
+
+
 def watch_shards(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the shards that are written from now on."""
     written: list[str] = []
@@ -469,22 +511,23 @@ def test_a_second_build_into_the_same_folder_waits_for_nobody(source, tmp_path):
 
 
 BUILD_ON_A_FULL_DISK = """
-import resource, signal, sys
+import os, resource, sys
+from multiprocessing import active_children
 from pathlib import Path
 from m3el_hf.data import store
 from m3el_hf.errors import M3ELError
 
 def fill():  # no file grows beyond this
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (24_000, 24_000))
+    for pid in (os.getpid(), *(child.pid for child in active_children())):
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, (24_000, 24_000))
 
-def write_all(*args, whole=store._write_all):
+def write(*args, whole=store._Workers.write):
     fill()
     whole(*args)
 
 if __name__ == "__main__":
     output, moment, processes = sys.argv[1:]
-    store._write_all = write_all
+    store._Workers.write = write
     if moment == "reading":
         fill()
     try:
