@@ -236,7 +236,8 @@ def _report_path(partial: Path, shard: Shard) -> Path:
 
 
 def _report(partial: Path, shard: Shard) -> Report:
-    return Report(**json.loads(_report_path(partial, shard).read_text(encoding="utf-8")))
+    values = json.loads(_report_path(partial, shard).read_text(encoding="utf-8"))
+    return Report(**(values | {"counts": Counter(values["counts"])}))
 
 
 @dataclass
@@ -280,7 +281,7 @@ class _Writer:
             target.parent.mkdir(parents=True, exist_ok=True)
             os.replace(path, target)
         # The report comes last: it says that the rest is there.
-        self._move_into_place(_report_path(self.partial, shard), json.dumps(asdict(maker.report)).encode())
+        self._move_into_place(_report_path(self.partial, shard), json.dumps(vars(maker.report)).encode())
 
     def _unfinished(self, name: str) -> Path:
         """A file of this process alone."""

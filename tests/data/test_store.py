@@ -27,7 +27,7 @@ from m3el_hf.data.collection import Piece, collect
 from m3el_hf.data.configs import select
 from m3el_hf.data.manifest import Manifest
 from m3el_hf.data.readers import READERS
-from m3el_hf.data.rows import RowMaker
+from m3el_hf.data.rows import REMOVED, SAME_FILE, RowMaker
 from m3el_hf.data.schema import ENTITY_FEATURES, ROW_FEATURES, SPLITS, Reader
 from m3el_hf.data.store import build
 from m3el_hf.errors import M3ELError
@@ -237,6 +237,18 @@ def test_a_folder_that_was_built_again_is_read_again(tmp_path):
 def test_another_seed_gives_other_bytes(built, source, tmp_path):
     build("m3el", source, tmp_path / "other", progress=False, seed=1)
     assert contents(tmp_path / "other") != contents(built)
+
+
+def test_what_the_shards_count_is_added_up(tmp_path, monkeypatch):
+    monkeypatch.setattr(store_module, "ROWS_PER_SHARD", 3)
+    rows = [instance(number) for number in range(10)]
+    for row in rows[:7]:
+        row["image"] = row["candidates"][0]["image"]  # the gold's own file
+    folder = write_release(tmp_path / "release", rows)
+    manifest = build("m3el", folder, tmp_path / "m3el", progress=False, protocol="deleaked")
+    assert manifest.counts[SAME_FILE] == 7
+    assert manifest.counts[REMOVED] == 7
+    assert f"({7} rows;" in (tmp_path / "m3el" / "README.md").read_text(encoding="utf-8")
 
 
 def test_shards_join_to_the_same_rows(built, source, tmp_path, monkeypatch):
