@@ -3,7 +3,7 @@ from __future__ import annotations
 import runpy
 from pathlib import Path
 
-from tests.conftest import tiny_model
+from tests.conftest import instance, tiny_model, write_release
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -22,6 +22,15 @@ def test_link_a_mention(store, processor, tmp_path, capsys):
     processor.save_pretrained(tmp_path)
     main_of("link_a_mention.py")(str(tmp_path), str(store), "a crimson star on stripes")
     assert len(capsys.readouterr().out.splitlines()) == 5
+
+
+def test_audit_a_dataset(tmp_path, capsys):
+    main_of("audit_a_dataset.py")()
+    *_, shape, row = capsys.readouterr().out.splitlines()
+    assert shape.startswith("movies, t2t: ")
+    assert " -> " in row
+    main_of("audit_a_dataset.py")(str(write_release(tmp_path, [instance(number) for number in range(12)])))
+    assert "person, t2t: " in capsys.readouterr().out
 
 
 def test_examples_stay_short():

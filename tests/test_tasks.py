@@ -14,6 +14,7 @@ REVEALING = {
     "candidate_qids",
     "gold_position_released",
     "mention_image_is_gold",
+    "mention_name_is_gold",
     "image_urls",
     "licences",
     "difficulty",

@@ -32,7 +32,7 @@ MENTIONS = "mentions"
 _BASE = "entities"  # the spool of the knowledge base
 _BATCH = 32  # rows of a spooled batch: to fetch one is to read them all
 
-_PICTURE = pa.struct([("path", pa.string()), ("data", pa.binary()), ("url", pa.string()), ("flaw", pa.string())])
+_PICTURE = pa.struct([("data", pa.binary()), *((name, pa.string()) for name in ("path", "url", "licence", "flaw"))])
 _ENTITY = pa.schema([("qid", pa.string()), ("name", pa.string()), ("description", pa.string()), ("picture", _PICTURE)])
 _RECORD = pa.schema(
     [
@@ -134,8 +134,8 @@ class _SpoolWriter:
 def _picture_row(picture: Picture | None) -> dict[str, Any] | None:
     if picture is None:
         return None
-    path = None if picture.path is None else str(picture.path)
-    return {"path": path, "data": picture.data, "url": picture.url, "flaw": picture.flaw}
+    row = {field.name: getattr(picture, field.name) for field in _PICTURE}
+    return row | {"path": None if picture.path is None else str(picture.path)}
 
 
 def _entity_row(entity: Entity) -> dict[str, Any]:

@@ -349,7 +349,7 @@ def _draw_picture(rng: random.Random, traits: _Traits) -> Picture:
     noise = (np.frombuffer(rng.randbytes(SIDE * SIDE), np.uint8) // 16).repeat(3).reshape(SIDE, SIDE, 3)
     file = io.BytesIO()
     Image.fromarray(np.minimum(np.asarray(image), 240) + noise).save(file, "BMP")  # 240 + 15 still fits a byte
-    return Picture(data=file.getvalue())
+    return Picture(data=file.getvalue(), licence="generated")
 
 
 def _draw_ground(rng: random.Random, pattern: str) -> np.ndarray:

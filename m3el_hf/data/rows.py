@@ -114,7 +114,7 @@ class RowMaker:
             "mention_image_is_gold": is_gold,
             "mention_name_is_gold": None if gold is None else _same_name(record.mention, gold.name),
             "image_urls": [None if picture is None else picture.url for picture in pictures],
-            "licences": [None] * len(pictures),
+            "licences": [None if picture is None else picture.licence for picture in pictures],
         }
 
     def _is_gold_image(self, picture: Picture | None, image: Row | None, gold: Entity | None) -> bool | None:

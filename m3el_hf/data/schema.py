@@ -23,12 +23,14 @@ class Picture:
         path: The file that holds it, or None if ``data`` does.
         data: The encoded bytes, or None if ``path`` holds them.
         url: Where the picture came from, or None if the source does not say.
+        licence: Under what terms it may be used, or None if the source does not say.
         flaw: Why it cannot be had, where the reader can tell; it is then never opened.
     """
 
     path: Path | None = None
     data: bytes | None = None
     url: str | None = None
+    licence: str | None = None
     flaw: str | None = None
 
 

@@ -22,6 +22,7 @@ pictures = st.none() | st.builds(
     path=st.none() | texts.filter(lambda text: "\0" not in text).map(Path),
     data=st.none() | st.binary(max_size=20),
     url=st.none() | texts,
+    licence=st.none() | texts,
     flaw=st.none() | texts,
 )
 entities = st.builds(Entity, qid=texts, name=texts, description=st.none() | texts, picture=pictures)

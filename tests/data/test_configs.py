@@ -49,33 +49,6 @@ def test_a_source_with_a_knowledge_base_has_mentions_and_entities():
     assert not any(name.startswith("candidate") or name == "answer" for name in MENTION_FEATURES)
 
 
-GIVES_THE_GOLD_AWAY = {
-    "answer_qid",
-    "candidate_qids",
-    "split_group",
-    "gold_position_released",
-    "mention_image_is_gold",
-    "mention_name_is_gold",
-    "image_urls",
-    "licences",
-    "difficulty",
-}
-
-
-@pytest.mark.parametrize("name", TASKS)
-@pytest.mark.parametrize("topic", ["all", "person"])
-def test_a_task_shows_nothing_that_gives_the_gold_away(name, topic):
-    columns = set(select(topic, name).features)
-    assert columns.isdisjoint(GIVES_THE_GOLD_AWAY)
-    seen = columns - {"id", "topic", "answer"}
-    assert {column for column in seen if "image" in column} == {
-        *["mention_image"] * TASKS[name].mention.has_image,
-        *["candidate_images"] * TASKS[name].candidate.has_image,
-    }
-    assert ("mention" in seen, "context" in seen) == (TASKS[name].mention.has_text,) * 2
-    assert ("candidate_names" in seen, "candidate_descriptions" in seen) == (TASKS[name].candidate.has_text,) * 2
-
-
 @pytest.mark.parametrize("name", TASKS)
 def test_no_value_that_a_task_shows_names_the_gold(name, store):
     """Not even the id, which every task shows."""

@@ -152,6 +152,11 @@ def test_urls_list_the_mention_first():
     assert row["image_urls"] == ["mention", *(f"u{qid[1:]}" for qid in row["candidate_qids"])]
 
 
+def test_licences_list_the_mention_first():
+    row = row_of(record(picture=Picture(data=encoded(9), licence="CC BY 4.0")))
+    assert row["licences"] == ["CC BY 4.0", None, None, None]
+
+
 def test_an_unusable_picture_is_null_and_reported():
     maker = maker_of(record(picture=Picture(data=b"<html>", url="u")))
     row = made_by(maker)
