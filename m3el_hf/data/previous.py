@@ -24,13 +24,18 @@ class PreviousSplits:
     Args:
         source: A folder that `m3el-hf data build` wrote, or a Hub id.
 
+    Attributes:
+        revision: Which version it is: `Manifest.revision`.
+
     Raises:
         M3ELError: If it cannot be read.
     """
 
     def __init__(self, source: str | Path) -> None:
+        folder = _fetch(check_source(source))
+        self.revision = Manifest.load(folder).revision
         self._splits: dict[bytes, str] = {}
-        for path in _row_files(_fetch(check_source(source))):
+        for path in _row_files(folder):
             split = path.name.partition("-")[0]
             for batch in pq.ParquetFile(path).iter_batches(columns=_COLUMNS):
                 for row in batch.to_pylist():
@@ -59,7 +64,6 @@ def _fetch(source: str) -> Path:
             folder = Path(snapshot_download(source, repo_type="dataset", allow_patterns=patterns))
         except (OSError, ValueError, HfHubHTTPError) as error:
             raise M3ELError(f"{source} cannot be fetched: {' '.join(str(error).split())}") from error
-    Manifest.load(folder)  # says so if it is no built dataset
     return folder
 
 

@@ -21,6 +21,7 @@ from datasets import Features, load_dataset
 from filelock import FileLock
 from PIL import Image
 
+from m3el_hf.data import shards as shards_module
 from m3el_hf.data import store as store_module
 from m3el_hf.data.builder import load_m3el
 from m3el_hf.data.collection import Piece, collect
@@ -240,7 +241,7 @@ def test_another_seed_gives_other_bytes(built, source, tmp_path):
 
 
 def test_what_the_shards_count_is_added_up(tmp_path, monkeypatch):
-    monkeypatch.setattr(store_module, "ROWS_PER_SHARD", 3)
+    monkeypatch.setattr(shards_module, "ROWS_PER_SHARD", 3)
     rows = [instance(number) for number in range(10)]
     for row in rows[:7]:
         row["image"] = row["candidates"][0]["image"]  # the gold's own file
@@ -252,8 +253,8 @@ def test_what_the_shards_count_is_added_up(tmp_path, monkeypatch):
 
 
 def test_shards_join_to_the_same_rows(built, source, tmp_path, monkeypatch):
-    monkeypatch.setattr(store_module, "ROWS_PER_SHARD", 7)
-    monkeypatch.setattr(store_module, "ROWS_PER_GROUP", 3)
+    monkeypatch.setattr(shards_module, "ROWS_PER_SHARD", 7)
+    monkeypatch.setattr(shards_module, "ROWS_PER_GROUP", 3)
     build("m3el", source, tmp_path / "m3el", progress=False)
     names = [path.name for path in sorted((tmp_path / "m3el" / "data" / "person").glob("train-*"))]
     assert names == [f"train-{shard:05d}-of-00003.parquet" for shard in range(3)]
@@ -388,7 +389,7 @@ def test_half_of_a_replaced_folder_never_loads(source, built, tmp_path, monkeypa
 BUILD_TWICE_AND_DIE = """
 import os, signal, sys
 from pathlib import Path
-from m3el_hf.data import rows, store
+from m3el_hf.data import rows, shards, store
 
 source, first, second = map(Path, sys.argv[1:])
 store.build("m3el", source, first, progress=False)
@@ -396,7 +397,7 @@ made, whole = iter(range(20)), rows.RowMaker._linking_row
 rows.RowMaker._linking_row = lambda *args: (
     whole(*args) if next(made, None) is not None else os.kill(os.getpid(), signal.SIGKILL)
 )
-store.ROWS_PER_SHARD = 5
+shards.ROWS_PER_SHARD = 5
 store.build("m3el", source, second, progress=False)
 """
 
@@ -419,7 +420,7 @@ def test_a_killed_build_goes_on_where_it_was(source, built, tmp_path, monkeypatc
     done = {path.name for path in (tmp_path / "second" / "m3el.partial" / ".build").rglob("*.parquet")}
     assert done
     written = watch_shards(monkeypatch)
-    monkeypatch.setattr(store_module, "ROWS_PER_SHARD", 5)
+    monkeypatch.setattr(shards_module, "ROWS_PER_SHARD", 5)
     build("m3el", source, paths[2], progress=False)
     assert written
     assert done.isdisjoint(Path(name).name for name in written if "person.train" in name)
@@ -472,13 +473,13 @@ def test_a_killed_build_leaves_no_process_behind(source, built, tmp_path):
 def watch_shards(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the shards that are written from now on."""
     written: list[str] = []
-    whole = store_module._Writer.write
+    whole = shards_module.Writer.write
 
     def write(self: Any, shard: Any, advance: Any) -> None:
         written.append(shard.name)
         whole(self, shard, advance)
 
-    monkeypatch.setattr(store_module._Writer, "write", write)
+    monkeypatch.setattr(shards_module.Writer, "write", write)
     return written
 
 
@@ -533,13 +534,13 @@ def fill():  # no file grows beyond this
     for pid in (os.getpid(), *(child.pid for child in active_children())):
         resource.prlimit(pid, resource.RLIMIT_FSIZE, (24_000, 24_000))
 
-def write(*args, whole=store._Workers.write):
+def write(*args, whole=store.Workers.write):
     fill()
     whole(*args)
 
 if __name__ == "__main__":
     output, moment, processes = sys.argv[1:]
-    store._Workers.write = write
+    store.Workers.write = write
     if moment == "reading":
         fill()
     try:
@@ -627,7 +628,7 @@ def test_a_picture_in_many_rows_is_stored_once(tmp_path):
 
 
 def test_row_groups_are_bounded_by_their_pictures(source, tmp_path, monkeypatch):
-    monkeypatch.setattr(store_module, "BYTES_PER_GROUP", 600)
+    monkeypatch.setattr(shards_module, "BYTES_PER_GROUP", 600)
     build("m3el", source, tmp_path / "m3el", progress=False)
     for path in (tmp_path / "m3el" / "data" / "person").glob("*.parquet"):
         metadata = pq.read_metadata(path)
