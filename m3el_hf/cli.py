@@ -175,8 +175,8 @@ def _audit(folder: Path) -> Audit:
     from m3el_hf.data.manifest import Manifest
 
     result = audit(folder)
-    result.save(folder)
     (folder / "README.md").write_text(render_dataset_card(Manifest.load(folder), result), encoding="utf-8")
+    result.save(folder)
     return result
 
 

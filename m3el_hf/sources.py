@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,7 +35,7 @@ def check_source(name: str | Path) -> str:
 
 def is_built(folder: Path) -> bool:
     """Whether ``folder`` is one that `m3el-hf data build` wrote; a raw release may have a README too."""
-    return (folder / "README.md").is_file() and (folder / "entities").is_dir()
+    return (folder / "README.md").is_file() and (folder / "manifest.json").is_file()
 
 
 def fingerprint(folder: Path | None, *settings: object) -> str:
@@ -51,7 +50,7 @@ def fingerprint(folder: Path | None, *settings: object) -> str:
     digest = hashlib.sha256(repr((__version__, settings)).encode())
     for path, state in _files(folder) if folder is not None else ():
         digest.update(repr((os.path.relpath(path, folder), state.st_size, state.st_mtime_ns)).encode())
-        if path.endswith(".json") and os.path.dirname(path) == str(folder) and stat.S_ISREG(state.st_mode):
+        if path.endswith(".json") and os.path.dirname(path) == str(folder) and os.path.isfile(path):
             with open(path, "rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()[:16]

@@ -131,7 +131,7 @@ def load_m3el(
     streaming: bool = False,
     reader: str = "m3el",
     seed: int = 0,
-    protocol: str = "as_released",
+    protocol: str | None = None,
     num_proc: int | None = None,
     cache_dir: str | Path | None = None,
 ) -> Any:
@@ -147,7 +147,7 @@ def load_m3el(
         reader: The raw format, a name of `m3el_hf.data.readers.READERS`; a built folder needs none.
         seed: Seeds the splits (where a raw release has none) and the order of candidates.
         protocol: How a raw release is read: ``"as_released"``, or ``"deleaked"``, which removes a mention's picture
-            where it is the gold's own.
+            where it is the gold's own; None for as released, or for however a built folder was built.
         num_proc: Processes that read a raw release; None for one.
         cache_dir: Where `datasets` keeps what it made; None for its default.
 
@@ -159,9 +159,10 @@ def load_m3el(
     """
     folder = Path(data_dir)
     if not folder.is_dir() or is_built(folder):
-        return _load_built(config, task, check_source(data_dir), split, streaming=streaming, cache_dir=cache_dir)
+        source = check_source(data_dir)
+        return _load_built(config, task, source, split, protocol, streaming=streaming, cache_dir=cache_dir)
     select(config, task)
-    check_protocol(protocol)
+    protocol = check_protocol(protocol or "as_released")
     get_reader(reader)
     builder = M3EL(
         config_name=config,
@@ -186,14 +187,19 @@ def load_m3el(
 
 
 def _load_built(
-    config: str, task: str | None, source: str, split: str | None, **options: Any
+    config: str, task: str | None, source: str, split: str | None, protocol: str | None, **options: Any
 ) -> datasets.DatasetDict | datasets.Dataset:
     """Loads any topic and task of a built folder or of a Hub repository; its own configs have only one or the other."""
     if Path(source).is_dir():
         manifest = Manifest.load(Path(source))
     else:
         manifest = _hub_manifest(source)
+    if protocol not in (None, manifest.protocol):
+        raise M3ELError(f"{source} was built {manifest.protocol}: build it again with --protocol {protocol}")
     view = select(config, task, manifest.rows)
+    if (view.folder == MENTIONS_CONFIG) != (manifest.kind == "knowledge_base") and view.name != ENTITIES_CONFIG:
+        known = configs(manifest.rows, manifest.kind == "knowledge_base")
+        raise M3ELError(f"{source} has no {config!r}: choose one of {', '.join(known)}")
     columns = None if view.columns is None else list(view.columns)
     rows = datasets.load_dataset(source, data_files=view.data_files(manifest.rows), columns=columns, **options)
     return _one_split(rows, split, source)

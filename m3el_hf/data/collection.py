@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, Self
 import pyarrow as pa
 from tqdm import tqdm
 
+from m3el_hf.data.configs import RESERVED
 from m3el_hf.data.previous import PreviousSplits
 from m3el_hf.data.readers import get_reader
 from m3el_hf.data.schema import Entity, Picture, Reader, Record, Report
@@ -211,8 +212,10 @@ class Collection:
 
     def base(self, *, size: int) -> list[range]:
         """Cuts the positions in the knowledge base, where there is one, into ranges of at most ``size``."""
-        stop = self.entities if self.reader.entities else 0
-        return [range(start, min(start + size, stop)) for start in range(0, stop, size)]
+        if self.reader.entities is None:
+            return []
+        starts = range(0, max(1, self.entities), size)  # of an empty one, too, there is a file
+        return [range(start, min(start + size, self.entities)) for start in starts]
 
 
 def collect(
@@ -243,22 +246,25 @@ def collect(
     owned = tempfile.TemporaryDirectory(prefix="m3el-") if work is None else None
     spool = work or Path(owned.name if owned else "")
     base = _spool_base(source.entities(folder, report), spool) if source.entities and folder else None
-    described = _Described()
+    described, released = _Described(), True
+    filed: list[str] = []
     positions: list[int] = []
     golds: list[int | None] = []
     with ExitStack() as stack:
         writers: dict[str, _SpoolWriter] = {}
         records = _unique(source.records(folder, report, **options), report)
-        if previous is not None:
-            records = previous.apply(records)
         for record in tqdm(records, desc="reading", unit=" rows", disable=not progress):
-            topic = record.topic if record.topic and base is None else MENTIONS
+            released &= record.split is not None
+            if previous is not None:
+                record = previous.apply(record)
+            topic = _place(record.topic) if record.topic and base is None else MENTIONS
             if topic not in writers:
                 writers[topic] = stack.enter_context(_SpoolWriter(spool / f"{topic}.arrow", _RECORD))
             described.add(len(positions), record)
+            filed.append(topic)
             positions.append(writers[topic].add(_record_row(record)))
             golds.append(None if base is None else base.get(record.answer_qid))
-            grouping.add(record, topic)
+            grouping.add(record, record.topic or MENTIONS)
     if not positions:
         first = f"; the first was skipped because: {report.skipped[0]}" if report.skipped else ""
         raise M3ELError(f"{folder} holds {report.read} instances, none of them usable{first}")
@@ -275,12 +281,17 @@ def collect(
         reader=source,
         folder=spool,
         topics=sorted(writers, key=lambda topic: (TOPICS.index(topic) if topic in TOPICS else len(TOPICS), topic)),
-        released=None not in grouping.released,
+        released=released,
         report=report,
         entities=len(described) if base is None else len(base),
-        _pieces=_pieces(grouping.topics, splits, plans),
+        _pieces=_pieces(filed, splits, plans),
         _owned=owned,
     )
+
+
+def _place(topic: str) -> str:
+    """Returns the topic as the name of a folder and a config: none that means something else, none too long."""
+    return f"topic-{topic}" if topic in RESERVED else topic[:60]
 
 
 def _unique(records: Iterator[Record], report: Report) -> Iterator[Record]:
@@ -302,11 +313,11 @@ def _spool_base(entities: Iterator[Entity], spool: Path) -> dict[str, int]:
 
 
 class _Described:
-    """Which row describes which candidate: its first appearance with a name does, else its first."""
+    """Which row describes which candidate: the first that has most of a name, a picture and a description."""
 
     def __init__(self) -> None:
         self._rows: dict[str, tuple[int, int]] = {}
-        self._nameless: set[str] = set()
+        self._ranks: dict[str, tuple[bool, ...]] = {}
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -314,11 +325,10 @@ class _Described:
     def add(self, row: int, record: Record) -> None:
         """Notes the candidates of the next row."""
         for place, candidate in enumerate(record.candidates):
-            if candidate.qid not in self._rows or (candidate.name and candidate.qid in self._nameless):
-                self._rows[candidate.qid] = (row, place)
-                self._nameless.discard(candidate.qid)
-                if not candidate.name:
-                    self._nameless.add(candidate.qid)
+            has_picture = candidate.picture is not None and candidate.picture.flaw is None
+            rank = (bool(candidate.name), has_picture, candidate.description is not None)
+            if candidate.qid not in self._rows or rank > self._ranks[candidate.qid]:
+                self._rows[candidate.qid], self._ranks[candidate.qid] = (row, place), rank
 
     @cached_property
     def _places(self) -> dict[int, tuple[int, ...]]:

@@ -18,6 +18,9 @@ DEFAULT_CONFIG = "all"
 MENTIONS_CONFIG = "mentions"
 ENTITIES_CONFIG = "entities"
 
+RESERVED = {DEFAULT_CONFIG, "default", MENTIONS_CONFIG, ENTITIES_CONFIG, *TASKS}
+"""Names that no topic can have."""
+
 _FEATURES = {"data": ROW_FEATURES, "text": ROW_FEATURES, "mentions": MENTION_FEATURES, "entities": ENTITY_FEATURES}
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from m3el_hf.data.manifest import FILE_NAME, Manifest
@@ -37,15 +37,16 @@ class PreviousSplits:
         self._splits: dict[bytes, str] = {}
         for path in _row_files(folder):
             split = path.name.partition("-")[0]
-            for batch in pq.ParquetFile(path).iter_batches(columns=_COLUMNS):
-                for row in batch.to_pylist():
-                    self._splits[_key(*(row[name] for name in _COLUMNS))] = split
+            try:
+                rows = pq.read_table(path, columns=_COLUMNS).to_pylist()
+            except (OSError, pa.ArrowException) as error:
+                raise M3ELError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
+            self._splits |= {_key(*(row[name] for name in _COLUMNS)): split for row in rows}
 
-    def apply(self, records: Iterator[Record]) -> Iterator[Record]:
-        """Gives each record that has no released split the one that it had."""
-        for record in records:
-            split = self._splits.get(_key(record.answer_qid, record.mention, record.context))
-            yield record if record.split is not None else replace(record, split=split)
+    def apply(self, record: Record) -> Record:
+        """Returns the record with the split that it had, unless it has a released one."""
+        split = self._splits.get(_key(record.answer_qid, record.mention, record.context))
+        return record if record.split is not None else replace(record, split=split)
 
 
 def _key(*values: str | None) -> bytes:

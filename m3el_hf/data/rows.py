@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import random
+import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -81,9 +81,11 @@ class RowMaker:
         }
 
     def _linking_row(self, record: Record, group: str) -> Row:
-        """Releases list the gold first, so candidates are shuffled, by the seed and the record's id alone."""
-        order = list(range(len(record.candidates)))
-        random.Random(f"{self.seed}:{record.id}").shuffle(order)
+        """Releases list the gold first, so candidates are put in an order that only their Qids, id and seed decide.
+
+        To shuffle places would tell the gold to whoever knows the seed, which the card says, and where the gold was.
+        """
+        order = sorted(range(len(record.candidates)), key=lambda place: self._rank(record, place))
         candidates = [record.candidates[position] for position in order]
         answer = next(index for index, candidate in enumerate(candidates) if candidate.qid == record.answer_qid)
         return self._mention_row(record, group, candidates[answer], candidates) | {
@@ -94,6 +96,10 @@ class RowMaker:
             "candidate_images": [self._image(candidate.picture) for candidate in candidates],
             "gold_position_released": order[answer],
         }
+
+    def _rank(self, record: Record, place: int) -> bytes:
+        key = f"{self.seed}:{record.id}:{record.candidates[place].qid}"
+        return hashlib.sha256(key.encode()).digest()
 
     def _mention_row(self, record: Record, group: str, gold: Entity | None, candidates: Sequence[Entity] = ()) -> Row:
         image = self._image(record.picture)

@@ -276,16 +276,18 @@ class Workers:
                 for shard in left:
                     self._writer.write(shard, bar.update)
                 return
-            futures = {self._pool.submit(_write_in_process, shard) for shard in left}
             try:
+                futures = {self._pool.submit(_write_in_process, shard) for shard in left}
                 while futures:
                     done, futures = wait(futures, timeout=0.2, return_when=FIRST_EXCEPTION)
                     bar.update(total - missing + self._written.value - bar.n)
                     for future in done:
                         future.result()
             except BrokenProcessPool:
-                advice = "run the same command again with a lower --num-proc"
-                raise M3ELError(f"a process was killed, perhaps for memory: {advice}") from None
+                raise M3ELError(
+                    "a process ended, perhaps for memory: run the same again with fewer processes, "
+                    "and in a script call build under `if __name__ == '__main__':`"
+                ) from None
 
 
 _process: tuple[Writer, Any]

@@ -159,8 +159,8 @@ def assign_splits(topics: Sequence[str], released: Sequence[str | None], groups:
     """
     chosen: dict[str, str] = {}
     for group, split in zip(groups, released, strict=True):
-        if split is not None and chosen.get(group, "train") == "train":  # a group in two splits: never train on it
-            chosen[group] = split
+        if split is not None:  # a group in several splits: never train on it
+            chosen[group] = max(split, chosen.get(group, split), key=SPLITS.index)
     sizes: dict[str, Counter[str]] = defaultdict(Counter)
     for topic, split, group in zip(topics, released, groups, strict=True):
         if split is None:

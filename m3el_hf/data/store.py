@@ -77,7 +77,10 @@ def build(
     settings = Settings(seed, protocol, short_side)
     known = None if previous is None else PreviousSplits(previous)
     partial = output.with_name(output.name + ".partial")
-    with _locked(partial), Workers(Writer(partial, settings), num_proc) as workers:
+    writer = Writer(partial, settings)
+    with _locked(partial), Workers(writer, num_proc) as workers:
+        if (partial / ".replaced").exists() and not output.exists():  # killed between the two moves below
+            os.rename(partial / ".replaced", output)
         _start(partial, fingerprint(folder, reader, settings, known and known.revision, options))
         try:
             collection = collect(
@@ -169,10 +172,15 @@ def _manifest(
         skipped=report.skipped,
         entities_read=report.entities_read,
         entities_skipped=report.entities_skipped,
-        unusable_images=dict(sorted(unusable.items())),
+        unusable_images={_relative(file, folder): reason for file, reason in sorted(unusable.items())},
         counts=dict(sorted(counts.items())),
         software={package: version(package) for package in ("m3el-hf", "datasets", "pyarrow", "pillow")},
     )
+
+
+def _relative(file: str, folder: Path | None) -> str:
+    """Returns a file's path in the source: where that lies on this machine is nobody's business."""
+    return file if folder is None else file.removeprefix(f"{folder}{os.sep}")
 
 
 def _revision(work: Path) -> str:

@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 WAITS = (1.0, 2.0, 4.0)
 """Seconds before each new attempt at a request that the client itself makes only once."""
 
-DATASET_FOLDERS = ("data", "text", "mentions", "entities", "audit", "plots")
+DATASET_FOLDERS = ("data", "text", "mentions", "entities", "audit")
 """The folders of a built dataset: what stands in them on the Hub and no longer here is deleted there."""
 
 

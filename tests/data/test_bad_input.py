@@ -202,7 +202,7 @@ def test_a_broken_picture_is_null_with_its_reason(tmp_path, case):
     assert [row["mention_image"] is None for row in (found["Q00"], found["Q10"])] == [False, True]
     assert all(found["Q10"]["candidate_images"])
     ((file, why),) = manifest.unusable_images.items()
-    assert file == str(path)
+    assert file == str(path.relative_to(folder))
     assert why.startswith(reason)
 
 
@@ -226,7 +226,7 @@ def test_an_absolute_path(tmp_path):
     manifest, found = built(tmp_path / "release")
     assert found["Q00"]["mention_image"] is None
     ((file, why),) = manifest.unusable_images.items()
-    assert Path(file).is_relative_to(tmp_path / "release")
+    assert file == os.path.join(*tmp_path.parts[2:], "outside.png")  # without its first part, in the release
     assert why == "is missing"
 
 

@@ -229,6 +229,12 @@ def test_candidates_and_knowledge_bases_have_different_configs(release, tmp_path
     assert message == f"{release} has no 'mentions': choose all, a topic, a task, entities"
 
 
+def test_a_built_folder_has_its_own_protocol_and_configs(built):
+    message = mistake(data_dir=built, protocol="deleaked")
+    assert message == f"{built} was built as_released: build it again with --protocol deleaked"
+    assert mistake(config="mentions", data_dir=built).startswith(f"{built} has no 'mentions': choose one of all, ")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

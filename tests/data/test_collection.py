@@ -157,6 +157,23 @@ def test_each_entity_comes_once_as_first_named(tmp_path):
     assert pa.Table.from_pylist(entities, schema=ENTITY_FEATURES.arrow_schema).to_pylist() == entities
 
 
+def test_an_entity_is_described_where_most_of_it_is_known(tmp_path):
+    first, second = instance(0), instance(1)
+    first["candidates"][1] |= {"description": "", "image": ["", "", ""]}
+    second["candidates"][1] = {**instance(0)["candidates"][1], "name": "later name", "description": "full"}
+    entities = entities_of(collect("m3el", write_release(tmp_path, [first, second])))
+    (found,) = (one for one in entities if one["qid"] == "Q01")
+    assert (found["name"], found["description"]) == ("later name", "full")
+    assert found["image"] is not None
+
+
+@pytest.mark.parametrize("topic", ["all", "default", "entities", "t2t", "x" * 300])
+def test_a_topic_never_has_the_name_of_something_else(monkeypatch, topic):
+    records = [Record("r", "row", topic, "test", "m", None, None, "Q1", (Entity("Q1", ""),))]
+    monkeypatch.setitem(READERS, "test", reading(records))
+    assert collect("test", None).topics == [f"topic-{topic}" if len(topic) < 60 else "x" * 60]
+
+
 def test_an_entity_without_any_name_has_none(tmp_path):
     one = instance(0, images=False)
     one["candidates"][1] |= {"name": "", "description": ""}

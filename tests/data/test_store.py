@@ -272,7 +272,7 @@ def test_a_build_reports_what_was_missing(source, tmp_path):
     picture.write_bytes(b"")
     manifest = build("m3el", broken, tmp_path / "m3el", progress=False)
     assert manifest == Manifest.load(tmp_path / "m3el")
-    assert manifest.unusable_images == {str(picture): "is empty (0 bytes)"}
+    assert manifest.unusable_images == {str(picture.relative_to(broken)): "is empty (0 bytes)"}
     rows = load_dataset(str(tmp_path / "m3el"), "books", split="train")
     assert sum(image is None for row in rows for image in row["candidate_images"]) == 1
 
@@ -373,6 +373,19 @@ def interrupt_removal(monkeypatch: pytest.MonkeyPatch) -> None:
 REPLACEMENTS = {"second rename": interrupt("rename", os, after=1), "removal": interrupt_removal}
 
 
+def test_what_was_there_comes_back_if_it_was_moved_away_only(source, built, tmp_path, monkeypatch):
+    output = tmp_path / "m3el"
+    shutil.copytree(built, output)
+    with monkeypatch.context() as patch:
+        interrupt("rename", os, after=1)(patch)
+        with pytest.raises(KeyboardInterrupt):
+            build("m3el", source, output, progress=False, seed=1, overwrite=True)
+    assert not output.exists()
+    with pytest.raises(M3ELError, match="no such folder"):
+        build("m3el", tmp_path / "mistyped", output, progress=False)
+    assert contents(output) == contents(built)
+
+
 @pytest.mark.parametrize("moment", REPLACEMENTS)
 def test_half_of_a_replaced_folder_never_loads(source, built, tmp_path, monkeypatch, moment):
     output = tmp_path / "m3el"
@@ -417,13 +430,13 @@ def test_a_killed_build_goes_on_where_it_was(source, built, tmp_path, monkeypatc
     assert contents(paths[1]) == contents(built)  # another process, the same bytes
     assert [path.name for path in (tmp_path / "second").iterdir()] == ["m3el.partial"]
     assert_nothing_loads(tmp_path / "second")
-    done = {path.name for path in (tmp_path / "second" / "m3el.partial" / ".build").rglob("*.parquet")}
+    done = {path.stem for path in (tmp_path / "second" / "m3el.partial" / ".reports").iterdir()}
     assert done
     written = watch_shards(monkeypatch)
     monkeypatch.setattr(shards_module, "ROWS_PER_SHARD", 5)
     build("m3el", source, paths[2], progress=False)
     assert written
-    assert done.isdisjoint(Path(name).name for name in written if "person.train" in name)
+    assert done.isdisjoint(written)
     build("m3el", source, tmp_path / "whole", progress=False)
     assert contents(paths[2]) == contents(tmp_path / "whole")
     assert [path.name for path in (tmp_path / "second").iterdir()] == ["m3el"]
@@ -483,7 +496,7 @@ def watch_shards(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return written
 
 
-@pytest.mark.parametrize("change", ["source", "seed", "short side"])
+@pytest.mark.parametrize("change", ["source", "seed", "short side", "previous"])
 def test_what_was_finished_of_other_input_is_done_again(source, tmp_path, monkeypatch, change):
     release = tmp_path / "release"
     shutil.copytree(source, release)
@@ -492,7 +505,10 @@ def test_what_was_finished_of_other_input_is_done_again(source, tmp_path, monkey
         interrupt("render_dataset_card")(patch)
         with pytest.raises(KeyboardInterrupt):
             build("m3el", release, tmp_path / "m3el", progress=False)
-    if change == "source":
+    if change == "previous":
+        build("m3el", release, tmp_path / "old", progress=False, seed=9)
+        options = {"previous": tmp_path / "old"}
+    elif change == "source":
         path = release / "person.json"
         path.write_text(path.read_text().replace("Name 3 went home", "Name 3 went away"))
     else:
@@ -651,6 +667,13 @@ def test_the_rows_of_an_earlier_version_keep_their_splits(tmp_path):
     assert len(splits[1]) == 60
     assert splits[0].items() <= splits[1].items()
     assert {split for qid, split in splits[1].items() if qid not in splits[0]} == set(SPLITS)
+
+
+def test_splits_of_an_earlier_version_are_not_the_sources_own(tmp_path):
+    folder = write_release(tmp_path / "release", [instance(number, images=False) for number in range(20)])
+    build("m3el", folder, tmp_path / "v1", progress=False)
+    manifest = build("m3el", folder, tmp_path / "v2", progress=False, previous=tmp_path / "v1")
+    assert not manifest.released_splits
 
 
 def test_a_previous_version_must_be_a_built_one(source, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import re
 from dataclasses import asdict, dataclass, field
 from importlib.resources import files
@@ -161,10 +162,11 @@ class Audit:
             old.unlink()  # of an earlier audit, which had something to show there
         for key, data in plots.items():
             (target / f"{key}.png").write_bytes(data)
-        text = json.dumps(asdict(self), ensure_ascii=False, indent=1)
-        (target / "audit.json").write_text(text + "\n", encoding="utf-8")
         (target / "audit.md").write_text(f"# Audit of {plain(self.title)}\n\n{self.to_markdown(2)}", encoding="utf-8")
         (target / "audit.html").write_text(self._html(plots), encoding="utf-8")
+        unfinished = target / ".audit.json"
+        unfinished.write_text(json.dumps(asdict(self), ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+        os.replace(unfinished, target / "audit.json")  # last: it says that the rest is there
 
     @classmethod
     def load(cls, folder: Path) -> Audit:

@@ -103,7 +103,7 @@ def find_path_flaw(path: Path, folder: Path) -> str | None:
     parent, last = os.path.split(name)
     if last != ".." and not os.path.islink(name) and _is_inside(_resolve(parent), root):
         return None
-    return None if _is_inside(os.path.realpath(name), root) else f"lies outside {folder}"
+    return None if _is_inside(os.path.realpath(name), root) else "lies outside the source's folder"
 
 
 def _is_inside(path: str, root: str) -> bool:

@@ -350,7 +350,8 @@ def _elements(
                     f"{source.path} cannot be read on from its row {row} ({reason}): it is cut off, or a quote or a "
                     "bracket is not closed; mend it or fetch it again"
                 ) from None
-            skip(report, f"{source.path.name} row {row}", f"cannot be parsed ({reason})")
+            passed = f"{end - source.start:,} characters passed over"  # they may hold more rows than this one
+            skip(report, f"{source.path.name} row {row}", f"cannot be parsed ({reason}); {passed}")
         else:
             yield row, value
             shape = form.shape(value)
@@ -383,7 +384,14 @@ def _next_row(source: _Source, form: _Form, shape: object, end: int | None) -> i
     if shape is None:
         return None
     places = islice(form.opening.finditer(text, source.start + 1, limit), _TRIES)
-    return next((place.end() for place in places if _shape_at(text, place.end(), form) == shape), end)
+    return next((place.end() for place in places if _alike(_shape_at(text, place.end(), form), shape)), end)
+
+
+def _alike(one: object, other: object) -> bool:
+    """Whether two rows are built alike: objects, if at most one key is missing, as one may be optional."""
+    if isinstance(one, frozenset) and isinstance(other, frozenset):
+        return len(one ^ other) <= 1
+    return one is not None and one == other
 
 
 def _shape_at(text: str, at: int, form: _Form) -> object:

@@ -325,7 +325,7 @@ def test_an_absent_picture_is_left_to_whoever_opens_it(tmp_path):
 def test_a_path_that_climbs_out_is_never_opened(tmp_path, location):
     Image.new("RGB", (4, 4)).save(tmp_path / "secret.png")
     found = picture(tmp_path / "release", ["secret.png", "", location])
-    assert found.flaw == f"lies outside {tmp_path / 'release'}"
+    assert found.flaw == "lies outside the source's folder"
 
 
 def test_a_link_that_leads_out_is_never_opened(tmp_path):
@@ -336,7 +336,7 @@ def test_a_link_that_leads_out_is_never_opened(tmp_path):
     (release / "folder").symlink_to(tmp_path)
     (release / "inside.png").symlink_to(release / "person.json")
     for location in ("/M3EL/link.png", "/M3EL/folder/secret.png", "/M3EL/folder/release/link.png"):
-        assert picture(release, ["", "", location]).flaw == f"lies outside {release}"
+        assert picture(release, ["", "", location]).flaw == "lies outside the source's folder"
     for location in ("/M3EL/inside.png", "/M3EL/folder/release/a.png", "/M3EL/x/../a.png"):
         assert picture(release, ["", "", location]).flaw is None
 

@@ -187,7 +187,9 @@ def test_rows_are_not_lost_between_two_damaged_ones(path):
 
 def test_a_reason_says_where_to_look(path):
     _, report = parse(path, '[\n{"a": 1},\n{"a": 2,\n "b" 3}]')
-    assert report.skipped == ["rows.json row 1: cannot be parsed (Expecting ':' delimiter: line 4 column 6)"]
+    assert report.skipped == [
+        "rows.json row 1: cannot be parsed (Expecting ':' delimiter: line 4 column 6); 16 characters passed over"
+    ]
     _, report = parse(path, "[{'a': 1}, {'a': 1, 'b': 2 'c': 3}]", chunk=5)
     (line,) = report.skipped
     assert "line 1 column 2" in line
@@ -237,7 +239,7 @@ def test_a_large_row_is_skipped_where_more_follow(path, monkeypatch):
     rows, report = parse(path, json.dumps([{"a": "1"}, {"a": "x" * 5000}, {"a": "3"}]), chunk=100)
     assert [row["a"] for _, row in rows] == ["1", "3"]
     assert report.skipped == [
-        "rows.json row 1: cannot be parsed (it is larger than 1,000 characters: line 1 column 14)"
+        "rows.json row 1: cannot be parsed (it is larger than 1,000 characters: line 1 column 14); 5,011 characters passed over"
     ]
 
 
@@ -322,3 +324,14 @@ def test_memory_does_not_grow_with_the_file(path, form, rows):
         tracemalloc.stop()
     assert found == rows
     assert peak < 8e6  # the whole file takes more than its size, and as a literal two hundred times that
+
+
+def test_a_row_with_an_optional_key_is_found_after_a_damaged_one(tmp_path):
+    rows = [
+        json.dumps({"Qid": f"Q{k}", "name": f"n{k}"} | ({"difficulty": "hard"} if k == 2 else {})) for k in range(6)
+    ]
+    rows[1] = rows[1].replace('"n1"', '"n1')
+    (tmp_path / "rows.json").write_text(f"[{', '.join(rows)}]")
+    report = Report()
+    assert [row["Qid"] for _, row in parse_elements(tmp_path / "rows.json", report)] == ["Q0", "Q2", "Q3", "Q4", "Q5"]
+    assert len(report.skipped) == report.read == 1
