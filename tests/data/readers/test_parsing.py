@@ -239,7 +239,8 @@ def test_a_large_row_is_skipped_where_more_follow(path, monkeypatch):
     rows, report = parse(path, json.dumps([{"a": "1"}, {"a": "x" * 5000}, {"a": "3"}]), chunk=100)
     assert [row["a"] for _, row in rows] == ["1", "3"]
     assert report.skipped == [
-        "rows.json row 1: cannot be parsed (it is larger than 1,000 characters: line 1 column 14); 5,011 characters passed over"
+        "rows.json row 1: cannot be parsed (it is larger than 1,000 characters: line 1 column 14); "
+        "5,011 characters passed over"
     ]
 
 
