@@ -78,7 +78,7 @@ def parse_elements(path: Path, report: Report, skip: Skip = skip_row) -> Iterato
         ...     list(parse_elements(path, report))
         [(0, {'Qid': 'Q1'}), (2, {'Qid': 'Q3'})]
         >>> report.skipped
-        ['rows.json row 1: cannot be parsed (it does not end: line 1 column 17)']
+        ['rows.json row 1: cannot be parsed (it does not end: line 1 column 17); 14 characters passed over']
     """
     with _Source.open(path) as source:
         if source.peek() not in ("[", "(", "{"):
