@@ -96,14 +96,3 @@ def get_task(name: str) -> Task:
     if name not in TASKS:
         raise M3ELError(f"unknown task {name!r}: choose one of {', '.join(TASKS)}")
     return TASKS[name]
-
-
-def check_topic(name: str) -> str:
-    """Returns ``name`` if it is one of the five topics.
-
-    Raises:
-        M3ELError: If it is not.
-    """
-    if name not in TOPICS:
-        raise M3ELError(f"unknown topic {name!r}: choose one of {', '.join(TOPICS)}")
-    return name

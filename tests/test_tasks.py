@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from m3el_hf.data.schema import ROW_FEATURES
 from m3el_hf.errors import M3ELError
-from m3el_hf.tasks import TASKS, TOPICS, Modality, check_topic, get_task
+from m3el_hf.tasks import TASKS, TOPICS, Modality, get_task
 
 NAMES = ["t2t", "t2i", "t2it", "i2t", "i2i", "i2it", "it2t", "it2i", "it2it"]
 REVEALING = {
@@ -97,9 +97,3 @@ def test_an_unknown_task_is_named_beside_the_known(name):
     with pytest.raises(M3ELError) as caught:
         get_task(name)
     assert str(caught.value) == f"unknown task {name!r}: choose one of {', '.join(NAMES)}"
-
-
-def test_topics_are_checked():
-    assert [check_topic(topic) for topic in TOPICS] == list(TOPICS)
-    with pytest.raises(M3ELError, match="unknown topic 'music': choose one of movies, common"):
-        check_topic("music")
