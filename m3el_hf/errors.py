@@ -8,3 +8,8 @@ class M3ELError(ValueError):
 
     The command line prints the message alone, without a traceback.
     """
+
+
+def one_line(message: object) -> str:
+    """Returns an error, or any text, without line breaks: libraries' messages have many."""
+    return " ".join(str(message).split())
