@@ -134,6 +134,7 @@ class Report:
         unusable_images: The reason for each picture that a source names and that cannot be had: absent, broken,
             no picture at all. By file.
         counts: Anything else worth a line, by name.
+        title: What the source turned out to be, where the reader can tell only from its files.
     """
 
     read: int = 0
@@ -142,6 +143,7 @@ class Report:
     entities_skipped: list[str] = field(default_factory=list)
     unusable_images: dict[str, str] = field(default_factory=dict)
     counts: Counter[str] = field(default_factory=Counter)
+    title: str | None = None
 
 
 @dataclass(frozen=True)
@@ -152,14 +154,20 @@ class Reader:
         title: What the data is called.
         records: Yields the mentions of a folder in a fixed order; takes the folder, a `Report` and options of its own.
         entities: Yields the knowledge base that all mentions share; None where each mention has its own candidates.
+        recognises: Whether a folder is of this format, told by a look at its files; None if none is read.
         about: What it is and where it comes from, in Markdown.
+        caveats: What gives the gold away in it and which way it leans, in Markdown.
         licence: Under what terms text and pictures stand, in Markdown.
-        citation: BibTeX of the works to cite.
+        license_id: The licence as the Hub lists it, for the YAML of the card.
+        citations: BibTeX of the works that the data comes from, one entry each.
     """
 
     title: str
     records: Callable[..., Iterator[Record]]
     entities: Callable[[Path, Report], Iterator[Entity]] | None = None
+    recognises: Callable[[Path], bool] | None = None
     about: str = ""
+    caveats: str = ""
     licence: str = "The source states no licence."
-    citation: str = ""
+    license_id: str = "unknown"
+    citations: tuple[str, ...] = ()

@@ -44,7 +44,7 @@ UNUSABLE: dict[str, tuple[Change, str]] = {
         lambda one: one["candidates"].append(one["candidates"][0]),
         r"lists a candidate twice",
     ),
-    "text with half a character, which is not Unicode": (lambda one: one.update(name="\ud83d"), r"not Unicode"),
+    "text with an unpaired surrogate (not Unicode)": (lambda one: one.update(name="\ud83d"), r"not Unicode"),
 }
 
 
@@ -57,6 +57,80 @@ def test_an_unusable_instance_is_reported(tmp_path, case):
     assert set(found) == {"Q00", "Q20"}
     (line,) = manifest.skipped
     assert re.match(rf"person.json row 1: .*{reason}", line)
+
+
+@pytest.mark.parametrize("value", [7, True, float("nan"), ["x"], {"x": "y"}])
+@pytest.mark.parametrize("field", ["Qid", "name", "sentence", "description of a candidate"])
+def test_what_is_no_text_is_reported(tmp_path, field, value):
+    """a number, true, NaN, a list or an object in place of a text"""
+    rows = [instance(number, images=False) for number in range(3)]
+    key, _, of_candidate = field.partition(" ")
+    (rows[1]["candidates"][2] if of_candidate else rows[1])[key] = value
+    manifest, found = built(write_release(tmp_path / "release", rows))
+    assert set(found) == {"Q00", "Q20"}
+    (line,) = manifest.skipped
+    place = "person.json row 1: candidate 2: " if of_candidate else "person.json row 1: "
+    assert line == f"{place}field {key} is of type {type(value).__name__}, not text"
+
+
+def test_an_integer_as_the_difficulty(tmp_path):
+    _, found = built(write_release(tmp_path / "release", [instance(0, images=False, difficulty=2)]))
+    assert found["Q00"]["difficulty"] == "2"
+
+
+def test_a_field_that_the_format_does_not_have(tmp_path):
+    rows = [instance(number, images=False, notes="x") for number in range(2)] + [instance(2, images=False)]
+    rows[2]["candidates"][0] |= {f"extra{number}": 1 for number in range(20)}
+    manifest, found = built(write_release(tmp_path / "release", rows))
+    assert set(found) == {"Q00", "Q10", "Q20"}
+    counts = {name: count for name, count in manifest.counts.items() if "field" in name}
+    named = {f"candidate field 'extra{number}' not read": 1 for number in range(19)}
+    assert counts == {"field 'notes' not read": 2, "other fields, not read here": 1} | named
+
+
+def mistake(reader: str, folder: Path | None, output: Path) -> str:
+    """The one line with which a build stops."""
+    with pytest.raises(M3ELError) as caught:
+        build(reader, folder, output, progress=False)
+    assert len(str(caught.value).splitlines()) == 1
+    assert not output.exists()
+    return str(caught.value)
+
+
+def test_no_folder(tmp_path):
+    for reader in set(READERS) - {"mini"}:
+        assert mistake(reader, None, tmp_path / "built").startswith("no --input: pass the folder that holds ")
+
+
+def test_a_file_in_place_of_the_folder(tmp_path):
+    file = write_release(tmp_path / "release", [instance(0)]) / "person.json"
+    assert mistake("m3el", file, tmp_path / "built").startswith(f"{file} is a file: pass the folder that holds ")
+
+
+def test_a_folder_that_another_reader_reads(tmp_path):
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "kb_entity.json").write_text("[]")
+    assert mistake("m3el", tmp_path / "set", tmp_path / "built").endswith("pass --reader mimic")
+    release = write_release(tmp_path / "release", [instance(0)])
+    for reader in set(READERS) - {"mini", "m3el"}:
+        assert mistake(reader, release, tmp_path / "built").endswith("; it looks like M³EL: pass --reader m3el")
+
+
+def test_json_lines_by_their_name(tmp_path):
+    """`.jsonl` files alone"""
+    folder = write_release(tmp_path / "release", [instance(0)], "person.jsonl", form="jsonl")
+    message = mistake("m3el", folder, tmp_path / "built")
+    assert message.endswith("; rename person.jsonl to person.json: JSON lines are read from .json files")
+    (folder / "person.jsonl").rename(folder / "person.json")
+    assert set(built(folder)[1]) == {"Q00"}
+
+
+def test_a_file_that_is_not_read_is_counted(tmp_path):
+    """other JSON files beside those of the release"""
+    folder = write_release(tmp_path / "release", [instance(0)])
+    (folder / "notes.json").write_text("{}")
+    manifest, _ = built(folder)
+    assert [count for name, count in manifest.counts.items() if "notes.json not read" in name] == [1]
 
 
 def test_an_instance_that_cannot_be_parsed_is_reported(tmp_path):
@@ -244,6 +318,6 @@ def test_the_table_and_the_tests_speak_of_the_same():
         r"^\| (?!input|-)(.+?) \|", TABLE.read_text(encoding="utf-8").partition("## The machine")[0], re.M
     )
     tests = Path(__file__).read_text(encoding="utf-8").replace("_", " ")
-    assert len(lines) == 25
+    assert len(lines) == 33
     assert [line for line in lines if line not in tests] == []
     assert set(UNUSABLE) | set(ODD_TEXTS) | (set(BROKEN) - {"a pipe"}) <= set(lines)

@@ -70,6 +70,7 @@ def test_a_knowledge_base_and_its_mentions_are_two_configs(tmp_path):
         {"mentions": {"train": 4, "validation": 2, "test": 3}},
     )
     assert (manifest.read, manifest.entities_read, manifest.entities) == (9, 10, 10)
+    assert manifest.title == "RichpediaMEL"
     mentions, entities = load_dataset(str(tmp_path / "kb")), load_dataset(str(tmp_path / "kb"), "entities")
     assert {name: str(kind) for name, kind in mentions["test"].features.items()} == {
         name: str(kind) for name, kind in MENTION_FEATURES.items()

@@ -1,36 +1,57 @@
-"""What every reader does with the fields of a row: text, pictures, and reasons for what cannot be used."""
+"""What every reader does with a row: its fields, text, pictures, and reasons for what cannot be used."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from m3el_hf.data.schema import NIL, Report
+from m3el_hf.data.schema import NIL, Record, Report
 from m3el_hf.errors import M3ELError
 
 _LONGEST_LINE = 500  # characters of a report's line: it may quote a name of any length
+_MOST_FIELDS = 20  # unknown fields that a report names
 
 
 class UnusableRowError(ValueError):
     """Why one instance or entity cannot be used."""
 
 
+def read_row(make: Callable[[], Record], report: Report, place: str) -> Iterator[Record]:
+    """Yields the record of a row, or notes why there is none; the row is counted either way.
+
+    Args:
+        make: Makes the record; it raises `UnusableRowError` where there can be none.
+        report: Counts the row.
+        place: The row, for people.
+    """
+    try:
+        record = make()
+    except UnusableRowError as reason:
+        skip_row(report, place, reason)
+        return
+    report.read += 1
+    if len(record.candidates) == 1:
+        report.counts["rows with a single candidate: any model is right"] += 1
+    yield record
+
+
 def skip_row(report: Report, place: str, reason: object) -> None:
     """Counts an instance as read and notes why it cannot be used, in one line that any terminal can show."""
     report.read += 1
-    report.skipped.append(_line(place, reason))
+    report.skipped.append(_line(f"{place}: {reason}"))
 
 
 def skip_entity(report: Report, place: str, reason: object) -> None:
     """The same for an entity of a knowledge base."""
     report.entities_read += 1
-    report.entities_skipped.append(_line(place, reason))
+    report.entities_skipped.append(_line(f"{place}: {reason}"))
 
 
-def _line(place: str, reason: object) -> str:
-    words = " ".join(f"{place}: {reason}".split())
+def _line(text: str) -> str:
+    words = " ".join(text.split())
     shown = "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in words)
     return shown if len(shown) <= _LONGEST_LINE else f"{shown[:_LONGEST_LINE]}…"
 
@@ -46,7 +67,9 @@ def check_folder(folder: Path | None, holding: str) -> Path:
         M3ELError: If it is None or no folder.
     """
     if folder is None:
-        raise M3ELError(f"no folder to read: pass the folder that holds {holding}")
+        raise M3ELError(f"no --input: pass the folder that holds {holding}")
+    if folder.is_file():
+        raise M3ELError(f"{folder} is a file: pass the folder that holds {holding}")
     if not folder.is_dir():
         raise M3ELError(f"no such folder: {folder}; pass the folder that holds {holding}")
     return folder
@@ -59,30 +82,64 @@ def note_unread(folder: Path, read: set[Path], report: Report, reason: str) -> N
             report.counts[f"file {path.name} not read: {reason}"] += 1
 
 
-def check_unicode(text: str, what: str) -> str:
-    """Returns ``text``, whatever characters it has.
+def get_fields(row: Any, known: frozenset[str], report: Report, kind: str = "field") -> dict[str, Any]:
+    """Returns a row with its fields, and counts by name those that its format does not have.
+
+    Args:
+        row: What was parsed.
+        known: The fields of the format, read or not.
+        report: Counts the other fields; it names only so many, as their names may be data.
+        kind: What it calls them.
 
     Raises:
-        UnusableRowError: If it has half a character, as JSON can escape: no Parquet file holds it.
+        UnusableRowError: If the row is not an object.
     """
+    if not isinstance(row, dict):
+        raise UnusableRowError(f"is of type {type(row).__name__}, not an object")
+    for name in row:
+        if name not in known:
+            line = _line(f"{kind} {name!r} not read")
+            named = sum(one.endswith(" not read") for one in report.counts)
+            report.counts[line if line in report.counts or named < _MOST_FIELDS else "other fields, not read here"] += 1
+    return row
+
+
+def check_text(value: Any, what: str) -> str:
+    """Returns ``value`` if it is text, whatever characters it has.
+
+    Raises:
+        UnusableRowError: If it is anything else, or has an unpaired surrogate, as JSON can escape: no Parquet file
+            holds that.
+    """
+    if not isinstance(value, str):
+        raise UnusableRowError(f"{what} is of type {type(value).__name__}, not text")
     try:
-        text.encode()
+        value.encode()
     except UnicodeEncodeError as error:
-        raise UnusableRowError(f"has text that is not Unicode ({what})") from error
-    return text
+        raise UnusableRowError(f"{what} has an unpaired surrogate (not Unicode)") from error
+    return value
 
 
-def get_text(fields: dict[str, Any], key: str) -> str | None:
-    """Returns a field as text: blanks at its ends are cut off, all other characters are kept as they are.
+def get_text(fields: dict[str, Any], key: str, *, integer: bool = False) -> str | None:
+    """Returns a field's text: blanks at its ends are cut off, all other characters are kept as they are.
+
+    Args:
+        fields: The fields of a row.
+        key: The field's name.
+        integer: Whether an integer is taken as text, as offsets and levels are often written as one.
 
     Returns:
         The text; None where the field is absent, null or blank.
 
     Raises:
-        UnusableRowError: If it has half a character.
+        UnusableRowError: If it is anything else.
     """
     value = fields.get(key)
-    return None if value is None else check_unicode(str(value), f"field {key}").strip() or None
+    if value is None:
+        return None
+    if integer and type(value) is int:  # True is an int, too
+        return str(value)
+    return check_text(value, f"field {key}").strip() or None
 
 
 def name_answer(answer: str) -> str:
@@ -98,7 +155,7 @@ def find_path_flaw(path: Path, folder: Path) -> str | None:
     """
     name = os.path.join(os.getcwd(), path)
     if "\0" in name:
-        return "has an impossible path"
+        return "has a null character in its path"
     root = _resolve(os.path.join(os.getcwd(), folder))
     parent, last = os.path.split(name)
     if last != ".." and not os.path.islink(name) and _is_inside(_resolve(parent), root):

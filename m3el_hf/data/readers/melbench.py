@@ -8,6 +8,7 @@ knowledge base: there is no other list of them, and nothing but a name to descri
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,11 @@ from m3el_hf.data.readers import works
 from m3el_hf.data.readers.fields import (
     UnusableRowError,
     check_folder,
-    check_unicode,
+    get_fields,
     get_text,
     name_answer,
     note_unread,
+    read_row,
     skip_row,
 )
 from m3el_hf.data.readers.parsing import parse_entries
@@ -26,6 +28,9 @@ from m3el_hf.data.schema import NIL, Entity, Reader, Record, Report
 from m3el_hf.errors import M3ELError
 
 FILES = ("Richpedia-MEL.json", "Wikidata-MEL.json")
+
+_COLUMNS = ("mentions", "entities", "answer")
+_FIELDS = frozenset({"id", "sentence", *_COLUMNS})
 
 
 def read_melbench(folder: Path | None, report: Report) -> Iterator[Record]:
@@ -62,47 +67,46 @@ def read_melbench_entities(folder: Path | None, report: Report) -> Iterator[Enti
 
 
 def _mentions(folder: Path | None, report: Report) -> Iterator[tuple[Record, str]]:
-    """Yields each mention's record and its entity's name, which may be empty."""
-    for path in _files(check_folder(folder, " and ".join(FILES)), report):
+    """Yields each mention's record and its entity's name, which may be empty.
+
+    The ids hold the rows' numbers, as a key of ``Richpedia-MEL.json`` is the gold's Qid.
+    """
+    for path in _files(check_folder(folder, " or ".join(FILES)), report):
         seen: set[str] = set()
         for row, key, entry in parse_entries(path, report):
             source = f"{path.name} row {row}"
             try:
                 if key in seen:
-                    raise UnusableRowError(f"repeats the id {key}")
-                seen.add(check_unicode(key, "its id"))
-                mentions, names, answers = _columns(entry)
+                    raise UnusableRowError(f"repeats the key {key}")
+                seen.add(key)
+                fields = get_fields(entry, _FIELDS, report)
+                columns = _columns(fields)
             except UnusableRowError as reason:
                 skip_row(report, source, reason)
                 continue
-            for k, (mention, name, answer) in enumerate(zip(mentions, names, answers, strict=True)):
-                found = {"mentions": mention, "entities": name, "answer": answer, "sentence": entry.get("sentence")}
-                place = f"{source} mention {k}"
-                try:
-                    made = _record(found, f"{path.stem}-{key}-{k}", place), get_text(found, "entities") or ""
-                except UnusableRowError as reason:
-                    skip_row(report, place, reason)
-                    continue
-                report.read += 1
-                yield made
+            for k, values in enumerate(zip(*columns, strict=True)):
+                found = fields | dict(zip(_COLUMNS, values, strict=True))
+                place, id_ = f"{source} mention {k}", f"{path.stem}-{row}-{k}"
+                for record in read_row(partial(_record, found, id_, place), report, place):
+                    yield record, get_text(found, "entities") or ""
+
+
+def _recognises(folder: Path) -> bool:
+    return any((folder / name).exists() for name in FILES)
 
 
 def _files(folder: Path, report: Report) -> list[Path]:
     files = [folder / name for name in FILES if (folder / name).exists()]
     if not files:
         raise M3ELError(f"{folder} holds no MELBench file: expected {' or '.join(FILES)}")
-    note_unread(folder, set(files), report, f"its name is neither {' nor '.join(FILES)}")
+    note_unread(folder, set(files), report, f"its name is not {' or '.join(FILES)}")
     return files
 
 
-def _columns(entry: Any) -> list[list[Any]]:
+def _columns(fields: dict[str, Any]) -> list[list[Any]]:
     """The mentions, entity names and answers of an entry, as lists of one length."""
-    if not isinstance(entry, dict):
-        raise UnusableRowError(f"is a {type(entry).__name__}, not an object")
-    columns = []
-    for key in ("mentions", "entities", "answer"):
-        value = entry.get(key)
-        columns.append(list(value) if isinstance(value, list | tuple) else [value])
+    values = [fields.get(key) for key in _COLUMNS]
+    columns = [list(value) if isinstance(value, list | tuple) else [value] for value in values]
     lengths = [len(column) for column in columns]
     if len(set(lengths)) > 1:
         raise UnusableRowError("has {} mentions, {} entities and {} answers".format(*lengths))
@@ -112,7 +116,7 @@ def _columns(entry: Any) -> list[list[Any]]:
 
 
 def _record(found: dict[str, Any], id_: str, source: str) -> Record:
-    mention, answer = get_text(found, "mentions"), get_text(found, "answer")
+    mention, _, answer = (get_text(found, key) for key in _COLUMNS)  # all are text, or the mention is unusable
     if mention is None:
         raise UnusableRowError("has no mention name (field mentions)")
     if answer is None:
@@ -134,9 +138,13 @@ MELBENCH = Reader(
     title="MELBench",
     records=read_melbench,
     entities=read_melbench_entities,
-    about="""Wikidata-MEL and Richpedia-MEL of [MELBench](https://github.com/seukgcode/MELBench): mentions in sentences,
-linked to Wikidata. The files name no pictures and describe no entities; those that are some mention's answer are the
-knowledge base.""",
+    recognises=_recognises,
+    about="""Wikidata-MEL, Richpedia-MEL or both, of [MELBench](https://github.com/seukgcode/MELBench): mentions in
+sentences, linked to Wikidata. The files name no pictures and describe no entities; those that are some mention's answer
+are the knowledge base.""",
+    caveats="""The knowledge base holds only entities that some mention means: linking is easier than among all of
+Wikidata. Names and sentences lean towards what Wikipedia covers well: English, recent, Western, male.""",
     licence="MIT, as MELBench states.",
-    citation=works.MELBENCH,
+    license_id="mit",
+    citations=(works.MELBENCH,),
 )

@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -19,16 +20,17 @@ from m3el_hf.data.readers import works
 from m3el_hf.data.readers.fields import (
     UnusableRowError,
     check_folder,
-    check_unicode,
+    check_text,
     find_path_flaw,
+    get_fields,
     get_text,
     name_answer,
     note_unread,
+    read_row,
     skip_entity,
-    skip_row,
 )
 from m3el_hf.data.readers.parsing import parse_elements
-from m3el_hf.data.schema import NIL, Entity, Picture, Reader, Record, Report
+from m3el_hf.data.schema import Entity, Picture, Reader, Record, Report
 from m3el_hf.errors import M3ELError
 
 _FILE_NAME = re.compile(r"(wikimel|richpediamel|wiki_?diverse)_(train|dev|test)\.json", re.IGNORECASE)
@@ -36,37 +38,30 @@ _SETS = {"wikimel": "WikiMEL", "richpediamel": "RichpediaMEL", "wikidiverse": "W
 _SPLITS = {"train": "train", "dev": "validation", "test": "test"}
 _ENTITIES = "kb_entity.json"
 _HOLDING = f"{_ENTITIES} and the <set>_train.json, <set>_dev.json and <set>_test.json of one set"
+_FIELDS = frozenset({"id", "sentence", "mentions", "entities", "imgPath", "answer"})
+_ENTITY_FIELDS = frozenset({"id", "qid", "entity_name", "desc", "attr", "image_list", "type"})
 
 
 def read_mimic(folder: Path | None, report: Report) -> Iterator[Record]:
     """Yields the mentions of a set, in the order train, validation, test and row.
 
-    A mention whose gold is ``nil`` is kept as `NIL`. One whose gold the knowledge base lacks is kept, and counted.
+    A mention whose gold is ``nil`` is kept as `NIL`. One whose gold the knowledge base lacks is kept, too. The ids hold
+    the rows' numbers, as the sets' own ids may hold the gold's Qid.
 
     Args:
         folder: The folder that holds the set.
         report: Counts what is read and lists what is skipped.
 
     Raises:
-        M3ELError: If the folder does not exist, does not hold exactly one set, or a file cannot be parsed at all.
+        M3ELError: If the folder does not exist, holds mentions of no set or of several, or one cannot be parsed at all.
     """
     folder = check_folder(folder, _HOLDING)
     name, files = _mention_files(folder, report)
-    known = {entity.qid for entity, _ in _entities(folder, Report())}
+    report.title = f"{name} (cleaned for MIMIC)" if name == "WikiDiverse" else name  # which is read as released, too
     for split, path in files.items():
-        for row, fields in parse_elements(path, report):
-            source = f"{path.name} row {row}"
-            try:
-                record = _record(fields, f"{name}-{split}", split, source, row, folder)
-            except UnusableRowError as reason:
-                skip_row(report, source, reason)
-                continue
-            report.read += 1
-            if record.answer_qid == NIL:
-                report.counts["mentions of no entity (NIL)"] += 1
-            elif record.answer_qid not in known:
-                report.counts["mentions whose gold the knowledge base lacks"] += 1
-            yield record
+        for row, mention in parse_elements(path, report):
+            place, id_ = f"{path.name} row {row}", f"{name}-{split}-{row}"
+            yield from read_row(partial(_record, mention, folder, split, id_, place, report), report, place)
 
 
 def read_mimic_entities(folder: Path | None, report: Report) -> Iterator[Entity]:
@@ -89,6 +84,10 @@ def read_mimic_entities(folder: Path | None, report: Report) -> Iterator[Entity]
         yield replace(entity, picture=_choose_picture(files, folder))
 
 
+def _recognises(folder: Path) -> bool:
+    return any(path.name == _ENTITIES or _FILE_NAME.fullmatch(path.name) for path in folder.iterdir())
+
+
 def _mention_files(folder: Path, report: Report) -> tuple[str, dict[str, Path]]:
     """Returns the set's name and its file of each split."""
     files: dict[str, dict[str, Path]] = {}
@@ -97,11 +96,11 @@ def _mention_files(folder: Path, report: Report) -> tuple[str, dict[str, Path]]:
             splits = files.setdefault(_SETS[match[1].lower().replace("_", "")], {})
             split = _SPLITS[match[2].lower()]
             if split in splits:
-                raise M3ELError(f"{folder} holds {splits[split].name} and {path.name}: leave one of them there")
+                raise M3ELError(f"{folder} holds {splits[split].name} and {path.name}: keep only one of them")
             splits[split] = path
     if not files:
         raise M3ELError(
-            f"{folder} holds no mentions: expected {_HOLDING}, which is WIKIMEL, RichpediaMEL or WikiDiverse"
+            f"{folder} holds no mentions: expected {_HOLDING}, where <set> is WIKIMEL, RichpediaMEL or WikiDiverse"
         )
     if len(files) > 1:
         raise M3ELError(f"{folder} holds {' and '.join(files)}: put each into a folder of its own")
@@ -110,7 +109,7 @@ def _mention_files(folder: Path, report: Report) -> tuple[str, dict[str, Path]]:
         folder,
         {*splits.values(), folder / _ENTITIES, folder / "qid2id.json"},
         report,
-        f"its name is no part of {name}",
+        f"it is not a file of {name}",
     )
     for file, split in _SPLITS.items():
         if split not in splits:
@@ -124,8 +123,9 @@ def _entities(folder: Path, report: Report) -> Iterator[tuple[Entity, list[str]]
     if not path.exists():
         raise M3ELError(f"{folder} holds no {_ENTITIES}: expected {_HOLDING}")
     seen: set[str] = set()
-    for row, fields in parse_elements(path, report, skip_entity):
+    for row, item in parse_elements(path, report, skip_entity):
         try:
+            fields = get_fields(item, _ENTITY_FIELDS, report, "entity field")
             entity, files = _entity(fields), _picture_files(fields)
             if entity.qid in seen:
                 raise UnusableRowError(f"repeats the Qid {entity.qid}")
@@ -136,21 +136,22 @@ def _entities(folder: Path, report: Report) -> Iterator[tuple[Entity, list[str]]
         yield entity, files
 
 
-def _entity(fields: Any) -> Entity:
-    if not isinstance(fields, dict):
-        raise UnusableRowError(f"is a {type(fields).__name__}, not an object")
+def _entity(fields: dict[str, Any]) -> Entity:
     qid = get_text(fields, "qid")
     if qid is None:
         raise UnusableRowError("has no Qid (field qid)")
     name = unquote(get_text(fields, "entity_name") or "").strip()
-    return Entity(qid, name, get_text(fields, "desc") or get_text(fields, "attr"))
+    description, attributes = get_text(fields, "desc"), get_text(fields, "attr")
+    return Entity(qid, name, description or attributes)
 
 
 def _picture_files(fields: dict[str, Any]) -> list[str]:
-    value = fields.get("image_list") or []
+    value = fields.get("image_list")
+    if value is None or value == "":
+        return []
     if not isinstance(value, list | tuple):
-        raise UnusableRowError(f"has an image_list that is a {type(value).__name__}, not a list")
-    return [check_unicode(str(file), "field image_list") for file in value if file]
+        raise UnusableRowError(f"field image_list is of type {type(value).__name__}, not a list")
+    return [name for file in value if file is not None and (name := check_text(file, "field image_list"))]
 
 
 def _choose_picture(files: list[str], folder: Path) -> Picture | None:
@@ -168,9 +169,8 @@ def _picture(part: Path, folder: Path, url: str | None = None) -> Picture:
     return Picture(path=folder / part, url=url, flaw=find_path_flaw(folder / part, folder))
 
 
-def _record(fields: Any, prefix: str, split: str, source: str, row: int, folder: Path) -> Record:
-    if not isinstance(fields, dict):
-        raise UnusableRowError(f"is a {type(fields).__name__}, not an object")
+def _record(item: Any, folder: Path, split: str, id_: str, source: str, report: Report) -> Record:
+    fields = get_fields(item, _FIELDS, report)
     mention = unquote(get_text(fields, "mentions") or "").strip()
     if not mention:
         raise UnusableRowError("has no mention name (field mentions)")
@@ -179,7 +179,7 @@ def _record(fields: Any, prefix: str, split: str, source: str, row: int, folder:
         raise UnusableRowError("has no gold (field answer)")
     image = get_text(fields, "imgPath")
     return Record(
-        id="-".join(part for part in (prefix, get_text(fields, "id"), str(row)) if part),
+        id=id_,
         source=source,
         topic=None,
         split=split,
@@ -202,12 +202,16 @@ MIMIC = Reader(
     title="WikiMEL, RichpediaMEL or WikiDiverse, cleaned for MIMIC",
     records=read_mimic,
     entities=read_mimic_entities,
+    recognises=_recognises,
     about="""One of the three sets that were cleaned for [MIMIC](https://github.com/pengfei-luo/MIMIC) and serve its
 successors: mentions of Wikidata entities in sentences with pictures, and a knowledge base with descriptions and
 pictures, every entity of which is a candidate. WikiMEL and RichpediaMEL come from
 [MELBench](https://github.com/seukgcode/MELBench), WikiDiverse from
 [its own repository](https://github.com/wangxw5/wikiDiverse).""",
+    caveats="""The sets share sentences and pictures between their splits: in WikiMEL 983 pairs of both stand in train
+and in test. A mention's picture may also be one of the gold's. Names, sentences and pictures come from Wikipedia,
+Wikidata and Wikinews and lean towards what these cover well: English, recent, Western, male.""",
     licence="""The cleaned sets state no licence here: check the source before redistributing. Of what they were made
 from, MELBench states MIT and WikiDiverse CC BY-SA 4.0. The pictures' own licences are not stated.""",
-    citation="\n\n".join([works.MIMIC, works.MELBENCH, works.WIKIDIVERSE, works.MATCHING_NETWORK]),
+    citations=(works.MIMIC, works.MELBENCH, works.WIKIDIVERSE),
 )

@@ -33,5 +33,8 @@ MINI = Reader(
     records=generate_mini,
     about="""A generated world in the shape of M³EL, for trying everything out: invented entities with ambiguous names,
 drawn pictures, and sentences that always single out their entity.""",
-    licence="Generated; free of third-party material.",
+    caveats="""Names, sentences and pictures are drawn at random from small tables: figures say that software works,
+nothing about linking in the wild.""",
+    licence="Generated; free of third-party material. Its licence is that of m3el_hf, Apache 2.0.",
+    license_id="apache-2.0",
 )

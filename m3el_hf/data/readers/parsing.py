@@ -214,7 +214,7 @@ class _Source:
         head = self.text[self.start : self.start + 20]
         reason = f"it begins with {ascii(head)}" if head else "it is empty"
         negation = "" if expected.startswith("neither") else "not "
-        raise M3ELError(f"{self.path} is {negation}{expected} ({reason}): mend it or fetch it again")
+        raise M3ELError(f"{self.path} is {negation}{expected} ({reason}): fix it or fetch it again")
 
     def line(self) -> int:
         """The number of the line in which ``start`` is, from 1."""
@@ -337,7 +337,7 @@ def _elements(
         if head == (closing or ""):
             break
         if not head:
-            raise M3ELError(f"{source.path} is cut off behind its row {row - 1}: mend it or fetch it again")
+            raise M3ELError(f"{source.path} is cut off after its row {row - 1}: fix it or fetch it again")
         end: int | None = None
         try:
             end = source.end()
@@ -347,8 +347,8 @@ def _elements(
             end = _next_row(source, form, shape, end)
             if end is None:
                 raise M3ELError(
-                    f"{source.path} cannot be read on from its row {row} ({reason}): it is cut off, or a quote or a "
-                    "bracket is not closed; mend it or fetch it again"
+                    f"{source.path} cannot be read from its row {row} on ({reason}): it is cut off, or a quote or a "
+                    "bracket is not closed; fix it or fetch it again"
                 ) from None
             passed = f"{end - source.start:,} characters passed over"  # they may hold more rows than this one
             skip(report, f"{source.path.name} row {row}", f"cannot be parsed ({reason}); {passed}")
@@ -358,7 +358,7 @@ def _elements(
         source.start = end
     source.start += len(closing or "")
     if source.peek():
-        raise M3ELError(f"{source.path} goes on behind its end ({source.where(0)}): mend it or fetch it again")
+        raise M3ELError(f"{source.path} goes on after its end ({source.where(0)}): fix it or fetch it again")
 
 
 def _next_row(source: _Source, form: _Form, shape: object, end: int | None) -> int | None:
@@ -429,7 +429,7 @@ def _lines(source: _Source, report: Report, skip: Skip) -> Iterator[tuple[int, A
         end = source.text.find("\n", source.start)
         if (len(source.text) if end < 0 else end) - source.start > LARGEST:
             raise M3ELError(
-                f"{source.path} line {number} is larger than {LARGEST:,} characters: mend it or fetch it again"
+                f"{source.path} line {number} is larger than {LARGEST:,} characters: fix it or fetch it again"
             )
         if end < 0:
             if source.more():

@@ -13,7 +13,9 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -22,9 +24,11 @@ from m3el_hf.data.readers import works
 from m3el_hf.data.readers.fields import (
     UnusableRowError,
     check_folder,
+    check_text,
     get_text,
     name_answer,
     note_unread,
+    read_row,
     skip_row,
 )
 from m3el_hf.data.readers.parsing import parse_elements
@@ -93,13 +97,13 @@ def _with_own_ids(records: Iterator[Record], report: Report) -> Iterator[Record]
     for record in records:
         seen[record.id] += 1
         if seen[record.id] > 1:
-            report.counts["mentions with the caption, picture and place of an earlier one"] += 1
+            report.counts["mentions with the same caption, picture and place as an earlier one"] += 1
             record = replace(record, id=f"{record.id}-{seen[record.id]}")
         yield record
 
 
 def _passage_records(folder: Path | None, report: Report) -> Iterator[Record]:
-    for path, split in _files(folder, report, PASSAGE, CANDIDATES):
+    for path, split in _files(folder, report, PASSAGE):
         for row, item in parse_elements(path, report):
             source = f"{path.name} row {row}"
             try:
@@ -112,51 +116,40 @@ def _passage_records(folder: Path | None, report: Report) -> Iterator[Record]:
                 continue
             for k, mention in enumerate(mentions):
                 place = f"{source} mention {k}"
-                try:
-                    record = _record(passage | _fields(mention, MENTION), path.parent, split, place)
-                except UnusableRowError as reason:
-                    skip_row(report, place, reason)
-                    continue
-                report.read += 1
-                yield record
+                make = partial(_record_of_passage, passage, mention, path.parent, split, place)
+                yield from read_row(make, report, place)
 
 
 def _candidate_records(folder: Path | None, report: Report) -> Iterator[Record]:
-    for path, split in _files(folder, report, CANDIDATES, PASSAGE):
+    for path, split in _files(folder, report, CANDIDATES):
         for row, item in parse_elements(path, report):
-            source = f"{path.name} row {row}"
-            try:
-                record, twice = _record_with_candidates(_fields(item, CANDIDATES), path.parent, split, source)
-            except UnusableRowError as reason:
-                skip_row(report, source, reason)
-                continue
-            report.read += 1
-            if twice:
-                report.counts["candidates listed twice, kept once"] += twice
-            if len(record.candidates) == 1:
-                report.counts["rows with a single candidate: any model is right"] += 1
-            yield record
+            place = f"{path.name} row {row}"
+            make = partial(_record_with_candidates, item, path.parent, split, place, report)
+            yield from read_row(make, report, place)
 
 
-def _files(
-    folder: Path | None, report: Report, form: tuple[str, ...], other: tuple[str, ...]
-) -> list[tuple[Path, str | None]]:
-    """The files whose rows have a form, with their split. The first row that can be parsed tells a file's form."""
+def _files(folder: Path | None, report: Report, form: tuple[str, ...]) -> list[tuple[Path, str | None]]:
+    """The files whose rows have a form, with their split."""
     folder = check_folder(folder, _HOLDING)
-    found, others = [], []
-    for path in sorted(folder.glob("*.json")):
-        item = next((item for _, item in parse_elements(path, Report())), None)
-        fields = len(item) if isinstance(item, list | tuple) else 0
-        if fields == len(form):
-            found.append((path, _split(path.stem)))
-        elif fields == len(other):
-            others.append(path.name)
-    note_unread(folder, {path for path, _ in found}, report, f"it holds no lists of {len(form)} fields")
+    found = [(path, _split(path.stem)) for path in sorted(folder.glob("*.json")) if _has_form(path, form)]
+    note_unread(folder, {path for path, _ in found}, report, f"its rows are not lists of {len(form)} fields")
     if not found:
-        names = {len(PASSAGE): "wikidiverse", len(CANDIDATES): "wikidiverse-candidates"}
-        hint = f"; {', '.join(others)}: read with {names[len(other)]}" if others else ""
-        raise M3ELError(f"{folder} holds no .json file whose rows are [{', '.join(form)}]{hint}")
+        raise M3ELError(f"{folder} holds no .json file whose rows are [{', '.join(form)}]")
     return found
+
+
+def _has_form(path: Path, form: tuple[str, ...]) -> bool:
+    """Whether the first row that can be parsed has a form."""
+    item = next((item for _, item in parse_elements(path, Report())), None)
+    return isinstance(item, list | tuple) and len(item) == len(form)
+
+
+def _recognises(form: tuple[str, ...], folder: Path) -> bool:
+    for path in sorted(folder.glob("*.json")):
+        with suppress(M3ELError):
+            if _has_form(path, form):
+                return True
+    return False
 
 
 def _split(stem: str) -> str | None:
@@ -168,7 +161,7 @@ def _split(stem: str) -> str | None:
 
 def _fields(item: Any, names: tuple[str, ...]) -> dict[str, Any]:
     if not isinstance(item, list | tuple):
-        raise UnusableRowError(f"is a {type(item).__name__}, not [{', '.join(names)}]")
+        raise UnusableRowError(f"is of type {type(item).__name__}, not [{', '.join(names)}]")
     if len(item) != len(names):
         raise UnusableRowError(f"has {len(item)} fields, not {len(names)}: [{', '.join(names)}]")
     return dict(zip(names, item, strict=True))
@@ -184,7 +177,7 @@ def _record(fields: dict[str, Any], folder: Path, split: str | None, source: str
         raise UnusableRowError("has no gold (field url)")
     image = get_text(fields, "image")
     context = get_text(fields, "caption")
-    key = json.dumps([context, image, get_text(fields, "start")])
+    key = json.dumps([context, image, get_text(fields, "start", integer=True)])
     return Record(
         id=hashlib.sha256(key.encode()).hexdigest()[:16],
         source=source,
@@ -205,8 +198,12 @@ def _picture(url: str, folder: Path) -> Picture:
     return Picture(path=folder / "wikinewsImgs" / f"{hashlib.md5(name.encode()).hexdigest()}{ending}", url=url)
 
 
-def _record_with_candidates(fields: dict[str, Any], folder: Path, split: str | None, source: str) -> tuple[Record, int]:
-    """Makes a record with candidates; also returns how many of them were listed before."""
+def _record_of_passage(passage: dict[str, Any], mention: Any, folder: Path, split: str | None, source: str) -> Record:
+    return _record(passage | _fields(mention, MENTION), folder, split, source)
+
+
+def _record_with_candidates(item: Any, folder: Path, split: str | None, source: str, report: Report) -> Record:
+    fields = _fields(item, CANDIDATES)
     record = _record(fields, folder, split, source)
     if record.answer_qid == NIL:
         raise UnusableRowError("its answer is NIL: no candidate is right")
@@ -227,7 +224,9 @@ def _record_with_candidates(fields: dict[str, Any], folder: Path, split: str | N
         context=record.context or _join(fields, record.mention),
         candidates=tuple(_entity(page) for page in pages),
     )
-    return record, len(listed) - len(pages)
+    if len(pages) < len(listed):
+        report.counts["candidates listed twice, kept once"] += len(listed) - len(pages)
+    return record
 
 
 def _candidate(item: Any) -> str:
@@ -242,8 +241,10 @@ def _candidate(item: Any) -> str:
 def _join(fields: dict[str, Any], mention: str) -> str:
     """The mention between its contexts, which are texts or lists of words."""
     sides = [fields[side] if isinstance(fields[side], list | tuple) else [fields[side]] for side in ("left", "right")]
-    left, right = (" ".join(str(word) for word in side if word) for side in sides)
-    return get_text({"context": f"{left} {mention} {right}"}, "context") or mention
+    left, right = (
+        " ".join(check_text(word, "field left or right") for word in side if word not in (None, "")) for side in sides
+    )
+    return f"{left} {mention} {right}".strip()
 
 
 def _clean(address: str) -> str:
@@ -273,7 +274,10 @@ def _slug(topic: str | None) -> str | None:
 
 _ABOUT = """WikiDiverse ([repository](https://github.com/wangxw5/wikiDiverse)): captions of Wikinews pictures, with
 mentions of many types linked to English Wikipedia. """
-_NO_PICTURES = "The files name the pictures by their addresses and hold none."
+_PICTURES = """The files name the pictures by their addresses; the pictures themselves are read from the folder
+`wikinewsImgs/`, where it lies beside the files."""
+_CAVEATS = """Captions and pictures are Wikinews': what made the news, in English. Several mentions share one caption
+and one picture, so rows of a passage belong together."""
 _LICENCE = """CC BY-SA 4.0, as its repository states. The pictures, which are not part of the files, stand under
 licences of their own."""
 
@@ -281,15 +285,21 @@ WIKIDIVERSE = Reader(
     title="WikiDiverse",
     records=read_passages,
     entities=read_passage_entities,
-    about=f"{_ABOUT}These are the passages; all pages that some mention means are the knowledge base. {_NO_PICTURES}",
+    recognises=partial(_recognises, PASSAGE),
+    about=f"{_ABOUT}These are the passages; all pages that some mention means are the knowledge base. {_PICTURES}",
+    caveats=_CAVEATS,
     licence=_LICENCE,
-    citation=works.WIKIDIVERSE,
+    license_id="cc-by-sa-4.0",
+    citations=(works.WIKIDIVERSE,),
 )
 
 WIKIDIVERSE_CANDIDATES = Reader(
     title="WikiDiverse with candidates",
     records=read_candidates,
-    about=f"{_ABOUT}These are the mentions with retrieved candidates. {_NO_PICTURES}",
+    recognises=partial(_recognises, CANDIDATES),
+    about=f"{_ABOUT}These are the mentions with retrieved candidates. {_PICTURES}",
+    caveats=_CAVEATS,
     licence=_LICENCE,
-    citation=works.WIKIDIVERSE,
+    license_id="cc-by-sa-4.0",
+    citations=(works.WIKIDIVERSE,),
 )

@@ -11,13 +11,15 @@ from m3el_hf.data.readers.fields import (
     UnusableRowError,
     check_folder,
     find_path_flaw,
+    get_fields,
     get_text,
     name_answer,
     note_unread,
+    read_row,
     skip_entity,
     skip_row,
 )
-from m3el_hf.data.schema import NIL, Report
+from m3el_hf.data.schema import NIL, Entity, Record, Report
 from m3el_hf.errors import M3ELError
 
 quick = settings(deadline=None, max_examples=200, database=None)
@@ -29,7 +31,7 @@ quick = settings(deadline=None, max_examples=200, database=None)
         (" \n", None),
         ("", None),
         (None, None),
-        (0, "0"),
+        ("0", "0"),
         (" a\0b\tc\nd ", "a\0b\tc\nd"),
         ("é\u2028x", "é\u2028x"),
         ("x" * 10_000, "x" * 10_000),
@@ -40,9 +42,82 @@ def test_a_text_is_stripped_and_otherwise_kept(value, expected):
     assert get_text({}, "a") is None
 
 
-def test_half_a_character_is_no_text():
-    with pytest.raises(UnusableRowError, match=r"has text that is not Unicode \(field a\)"):
+def test_an_unpaired_surrogate_is_no_text():
+    with pytest.raises(UnusableRowError, match=r"^field a has an unpaired surrogate \(not Unicode\)$"):
         get_text({"a": "\ud83d"}, "a")
+
+
+@pytest.mark.parametrize("value", [0, 7, 1.5, float("nan"), True, False, [], ["a"], {}, {"a": "b"}, (), b"a"])
+def test_nothing_else_becomes_text(value):
+    with pytest.raises(UnusableRowError, match=f"^field a is of type {type(value).__name__}, not text$"):
+        get_text({"a": value}, "a")
+
+
+@pytest.mark.parametrize(("value", "expected"), [(0, "0"), (-7, "-7"), (" 7", "7"), (None, None)])
+def test_an_integer_is_taken_where_it_may_stand(value, expected):
+    assert get_text({"a": value}, "a", integer=True) == expected
+
+
+@pytest.mark.parametrize("value", [True, False, 1.0, float("nan"), [1]])
+def test_nothing_like_an_integer_is_taken_for_one(value):
+    with pytest.raises(UnusableRowError, match="^field a is of type"):
+        get_text({"a": value}, "a", integer=True)
+
+
+def test_unknown_fields_are_counted_by_name():
+    report = Report()
+    known = frozenset({"a", "b"})
+    rows = [{"a": 1}, {"a": 1, "c": 2}, {"c": None, "d": 1}, {1: 2}, {"\ud83d\n": 0}]
+    assert [get_fields(row, known, report) for row in rows] == rows
+    get_fields({"a": 1, "c": 2}, known, report, "entity field")
+    assert report.counts == {
+        "field 'c' not read": 2,
+        "field 'd' not read": 1,
+        "field 1 not read": 1,
+        "field '\\ud83d\\n' not read": 1,
+        "entity field 'c' not read": 1,
+    }
+
+
+@pytest.mark.parametrize("row", [None, "a", [], 7])
+def test_what_is_no_object_has_no_fields(row):
+    with pytest.raises(UnusableRowError, match=f"^is of type {type(row).__name__}, not an object$"):
+        get_fields(row, frozenset(), Report())
+
+
+def test_only_so_many_unknown_fields_are_named():
+    report = Report()
+    for _ in range(2):
+        for number in range(30):
+            get_fields({f"f{number}": 1, "x" * 10_000: 1}, frozenset({"x" * 10_000}), report)
+    get_fields({"y" * 10_000: 1}, frozenset(), report)
+    assert report.counts == {f"field 'f{number}' not read": 2 for number in range(20)} | {
+        "other fields, not read here": 21
+    }
+
+
+def test_the_name_of_an_unknown_field_is_cut():
+    report = Report()
+    get_fields({"y" * 10_000: 1}, frozenset(), report)
+    ((line, count),) = report.counts.items()
+    assert (len(line) <= 501, count) == (True, 1)
+
+
+def test_a_row_is_a_record_or_a_line():
+    def record(*candidates: Entity) -> Record:
+        return Record("r", "r", None, None, "m", None, None, "Q1", candidates)
+
+    def fail() -> Record:
+        raise UnusableRowError("is odd")
+
+    report = Report()
+    assert list(read_row(record, report, "a row 0")) == [record()]
+    assert list(read_row(fail, report, "a row 1")) == []
+    assert report == Report(read=2, skipped=["a row 1: is odd"])
+    one, two = Entity("Q1", "a"), Entity("Q2", "b")
+    assert list(read_row(lambda: record(one), report, "")) == [record(one)]
+    assert list(read_row(lambda: record(one, two), report, "")) == [record(one, two)]
+    assert (report.read, report.counts) == (4, {"rows with a single candidate: any model is right": 1})
 
 
 @pytest.mark.parametrize("answer", ["nil", "NIL", "Nil"])
@@ -65,10 +140,11 @@ def test_a_reason_is_one_short_printable_line(place, reason):
 
 def test_what_is_no_folder_is_a_mistake(tmp_path):
     (tmp_path / "file").write_text("")
-    for folder in (tmp_path / "absent", tmp_path / "file"):
-        with pytest.raises(M3ELError, match="no such folder: .*; pass the folder that holds x"):
-            check_folder(folder, "x")
-    with pytest.raises(M3ELError, match="no folder to read: pass the folder that holds x"):
+    with pytest.raises(M3ELError, match="no such folder: .*absent; pass the folder that holds x"):
+        check_folder(tmp_path / "absent", "x")
+    with pytest.raises(M3ELError, match="file is a file: pass the folder that holds x"):
+        check_folder(tmp_path / "file", "x")
+    with pytest.raises(M3ELError, match="no --input: pass the folder that holds x"):
         check_folder(None, "x")
     assert check_folder(tmp_path, "x") == tmp_path
 
@@ -128,7 +204,7 @@ def test_paths_and_links_are_followed(tree, part, inside):
 
 
 def test_an_impossible_path_is_flawed(tmp_path):
-    assert find_path_flaw(tmp_path / "a\0b", tmp_path) == "has an impossible path"
+    assert find_path_flaw(tmp_path / "a\0b", tmp_path) == "has a null character in its path"
     assert find_path_flaw(tmp_path / ("a" * 5000), tmp_path) is None  # whoever opens it learns
 
 

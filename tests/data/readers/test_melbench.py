@@ -49,7 +49,7 @@ def read_entities(folder: Path) -> list[Entity]:
 def test_each_mention_becomes_a_record(tmp_path):
     records, report = read(write(tmp_path, {"7": lists(1, 2), "x": lists(3)}))
     assert records[1] == Record(
-        id="Wikidata-MEL-7-1",
+        id="Wikidata-MEL-0-1",
         source="Wikidata-MEL.json row 0 mention 1",
         topic=None,
         split=None,
@@ -59,22 +59,36 @@ def test_each_mention_becomes_a_record(tmp_path):
         answer_qid="Q2",
         candidates=(),
     )
-    assert [record.id for record in records] == ["Wikidata-MEL-7-0", "Wikidata-MEL-7-1", "Wikidata-MEL-x-0"]
+    assert [record.id for record in records] == ["Wikidata-MEL-0-0", "Wikidata-MEL-0-1", "Wikidata-MEL-1-0"]
     assert report == Report(read=3)
 
 
 def test_strings_are_one_mention(tmp_path):
     ((record,), _) = read(write(tmp_path, {"Q5": strings(5)}, "Richpedia-MEL"))
-    assert (record.id, record.mention, record.answer_qid) == ("Richpedia-MEL-Q5-0", "mention 5", "Q5")
+    assert (record.id, record.mention, record.answer_qid) == ("Richpedia-MEL-0-0", "mention 5", "Q5")
+
+
+def test_no_id_tells_the_gold(tmp_path):
+    folder = write(tmp_path, {"Q50": strings(50), "Q70": strings(70)}, "Richpedia-MEL")
+    records, _ = read(write(folder, {"Q60": lists(60, id="Q60")}))
+    assert [record.answer_qid for record in records] == ["Q50", "Q70", "Q60"]
+    assert not [record for record in records if record.answer_qid in record.id]
+
+
+def test_fields_that_the_format_does_not_have_are_counted_by_entry(tmp_path):
+    folder = write(tmp_path, {"1": lists(1, 2, topic="x"), "2": lists(3, url=None, topic="y")})
+    _, report = read(folder)
+    assert report.counts == {"field 'topic' not read": 2, "field 'url' not read": 1}
+    assert len(read_entities(folder)) == 3  # whose report stays without them
 
 
 def test_both_files_are_read_in_the_order_of_their_names(tmp_path):
     write(write(tmp_path, {"1": lists(1)}), {"1": strings(1)}, "Richpedia-MEL")
     (tmp_path / "Weibo-MEL.json").write_text("{}")
     records, report = read(tmp_path)
-    assert [record.id for record in records] == ["Richpedia-MEL-1-0", "Wikidata-MEL-1-0"]
+    assert [record.id for record in records] == ["Richpedia-MEL-0-0", "Wikidata-MEL-0-0"]
     assert list(report.counts) == [
-        "file Weibo-MEL.json not read: its name is neither Richpedia-MEL.json nor Wikidata-MEL.json"
+        "file Weibo-MEL.json not read: its name is not Richpedia-MEL.json or Wikidata-MEL.json"
     ]
 
 
@@ -107,13 +121,18 @@ def test_every_answer_is_an_entity_or_none(tmp_path):
         (lists(), "has no mentions"),
         (lists(1, 2, answer=["Q1"]), "has 2 mentions, 2 entities and 1 answers"),
         (lists(1, 2, mentions="mention 1"), "has 1 mentions, 2 entities and 2 answers"),
-        ("Q1", "is a str, not an object"),
+        ("Q1", "is of type str, not an object"),
         (lists(1, mentions=[" "]), "mention 0: has no mention name (field mentions)"),
         (lists(1, answer=[None]), "mention 0: has no gold (field answer)"),
         (strings(1, answer=""), "mention 0: has no gold (field answer)"),
         ({"sentence": "x"}, "mention 0: has no mention name (field mentions)"),
-        (lists(1, sentence="\ud83d"), "mention 0: has text that is not Unicode (field sentence)"),
-        (lists(1, entities=["\ud83d"]), "mention 0: has text that is not Unicode (field entities)"),
+        (lists(1, sentence="\ud83d"), "mention 0: field sentence has an unpaired surrogate (not Unicode)"),
+        (lists(1, entities=["\ud83d"]), "mention 0: field entities has an unpaired surrogate (not Unicode)"),
+        (lists(1, mentions=[["mention 1"]]), "mention 0: field mentions is of type list, not text"),
+        (lists(1, entities=[1]), "mention 0: field entities is of type int, not text"),
+        (lists(1, answer=[True]), "mention 0: field answer is of type bool, not text"),
+        (strings(1, answer={"Q1": 1}), "mention 0: field answer is of type dict, not text"),
+        (lists(1, sentence=float("nan")), "mention 0: field sentence is of type float, not text"),
     ],
 )
 def test_what_cannot_be_used_is_skipped_with_its_reason(tmp_path, entry, reason):
@@ -127,19 +146,16 @@ def test_what_cannot_be_used_is_skipped_with_its_reason(tmp_path, entry, reason)
 
 def test_one_bad_mention_costs_no_other(tmp_path):
     records, report = read(write(tmp_path, {"a": lists(1, 2, 3, mentions=["x", "", "z"])}))
-    assert [record.id for record in records] == ["Wikidata-MEL-a-0", "Wikidata-MEL-a-2"]
+    assert [record.id for record in records] == ["Wikidata-MEL-0-0", "Wikidata-MEL-0-2"]
     assert report.skipped == ["Wikidata-MEL.json row 0 mention 1: has no mention name (field mentions)"]
 
 
-def test_an_id_that_comes_twice_is_skipped(tmp_path):
+def test_a_key_that_comes_twice_is_skipped(tmp_path):
     first, second = json.dumps(lists(1)), json.dumps(lists(2))
     (tmp_path / "Wikidata-MEL.json").write_text(f'{{"a": {first}, "a": {second}, "\\ud83d": {first}}}')
     records, report = read(tmp_path)
-    assert [record.answer_qid for record in records] == ["Q1"]
-    assert report.skipped == [
-        "Wikidata-MEL.json row 1: repeats the id a",
-        "Wikidata-MEL.json row 2: has text that is not Unicode (its id)",
-    ]
+    assert [record.id for record in records] == ["Wikidata-MEL-0-0", "Wikidata-MEL-2-0"]
+    assert report.skipped == ["Wikidata-MEL.json row 1: repeats the key a"]
 
 
 def test_damage_in_the_middle_costs_one_entry(tmp_path):

@@ -73,14 +73,10 @@ def read_entities(folder: Path) -> tuple[list[Entity], Report]:
     return entities, report
 
 
-def of_split(report: Report) -> dict[str, int]:
-    return {key: value for key, value in report.counts.items() if "split here" not in key}
-
-
 def test_a_mention_becomes_a_record(tmp_path):
     (record,), report = read(write(tmp_path, train=[mention(1)], dev=[], test=[]))
     assert record == Record(
-        id="WikiMEL-train-1-0-0",
+        id="WikiMEL-train-0",
         source="WIKIMEL_train.json row 0",
         topic=None,
         split="train",
@@ -90,28 +86,24 @@ def test_a_mention_becomes_a_record(tmp_path):
         answer_qid="Q1",
         candidates=(),
     )
-    assert report == Report(read=1)
+    assert report == Report(read=1, title="WikiMEL")
 
 
 @pytest.mark.parametrize(
-    ("stem", "name"),
+    ("stem", "name", "title"),
     [
-        ("WIKIMEL", "WikiMEL"),
-        ("RichpediaMEL", "RichpediaMEL"),
-        ("WikiDiverse", "WikiDiverse"),
-        ("wiki_diverse", "WikiDiverse"),
+        ("WIKIMEL", "WikiMEL", "WikiMEL"),
+        ("RichpediaMEL", "RichpediaMEL", "RichpediaMEL"),
+        ("WikiDiverse", "WikiDiverse", "WikiDiverse (cleaned for MIMIC)"),
+        ("wiki_diverse", "WikiDiverse", "WikiDiverse (cleaned for MIMIC)"),
     ],
 )
-def test_the_file_names_say_set_and_split(tmp_path, stem, name):
+def test_the_file_names_say_set_and_split(tmp_path, stem, name, title):
     records, report = read(write(tmp_path, stem=stem, test=[mention(1)], dev=[mention(1)], train=[mention(2)]))
     assert [record.split for record in records] == ["train", "validation", "test"]
-    assert [record.id for record in records] == [
-        f"{name}-train-2-0-0",
-        f"{name}-validation-1-0-0",
-        f"{name}-test-1-0-0",
-    ]
+    assert [record.id for record in records] == [f"{name}-train-0", f"{name}-validation-0", f"{name}-test-0"]
     assert [record.source for record in records] == [f"{stem}_{split}.json row 0" for split in ("train", "dev", "test")]
-    assert report.counts == {}
+    assert (report.counts, report.title) == ({}, title)
 
 
 def test_a_missing_split_and_an_odd_file_are_counted(tmp_path):
@@ -119,16 +111,24 @@ def test_a_missing_split_and_an_odd_file_are_counted(tmp_path):
     (tmp_path / "notes.json").write_text("{}")
     _, report = read(tmp_path)
     assert report.counts == {
-        "file notes.json not read: its name is no part of WikiMEL": 1,
+        "file notes.json not read: it is not a file of WikiMEL": 1,
         "WikiMEL has no train split here: no file ends in _train.json": 1,
         "WikiMEL has no validation split here: no file ends in _dev.json": 1,
     }
 
 
-def test_ids_are_unique_even_where_the_source_repeats_or_lacks_them(tmp_path):
-    records, _ = read(write(tmp_path, [mention(1), mention(1), mention(1, id=None), mention(1, id=7)]))
-    ids = ["WikiMEL-test-1-0-0", "WikiMEL-test-1-0-1", "WikiMEL-test-2", "WikiMEL-test-7-3"]
-    assert [record.id for record in records] == ids
+def test_ids_are_unique_and_do_not_tell_the_gold_whatever_the_ids_of_the_source(tmp_path):
+    records, _ = read(write(tmp_path, [mention(1), mention(1), mention(1, id=None), mention(1, id="Q1")]))
+    assert [record.id for record in records] == [f"WikiMEL-test-{row}" for row in range(4)]
+
+
+def test_fields_that_the_format_does_not_have_are_counted(tmp_path):
+    write(tmp_path, [], [entity(1, desc="x", aliases=[]), entity(2, aliases=None)])
+    write(tmp_path, None, json.loads((tmp_path / "kb_entity.json").read_text()), train=[mention(1, topic="x")], dev=[])
+    _, report = read(tmp_path)
+    assert report.counts == {"field 'topic' not read": 1}
+    _, report = read_entities(tmp_path)
+    assert report.counts == {"entity field 'aliases' not read": 2}
 
 
 def test_names_are_decoded(tmp_path):
@@ -140,15 +140,14 @@ def test_names_are_decoded(tmp_path):
 
 @pytest.mark.parametrize("nil", ["nil", "NIL", "Nil"])
 def test_no_entity_is_kept_as_such(tmp_path, nil):
-    (record,), report = read(write(tmp_path, [mention(1, answer=nil)]))
+    (record,), _ = read(write(tmp_path, [mention(1, answer=nil)]))
     assert record.answer_qid == NIL
-    assert of_split(report) == {"mentions of no entity (NIL)": 1}
 
 
-def test_a_gold_that_the_knowledge_base_lacks_is_kept_and_counted(tmp_path):
-    records, report = read(write(tmp_path, [mention(1), mention(9), mention(3)], [entity(1), entity(3, desc="\ud83d")]))
-    assert [record.answer_qid for record in records] == ["Q1", "Q9", "Q3"]
-    assert of_split(report) == {"mentions whose gold the knowledge base lacks": 2}
+def test_a_gold_that_the_knowledge_base_lacks_is_kept(tmp_path):
+    folder = write(tmp_path, [mention(1), mention(9)], [entity(1)])
+    (folder / "kb_entity.json").unlink()  # the mentions are read without it
+    assert [record.answer_qid for record in read(folder)[0]] == ["Q1", "Q9"]
 
 
 @pytest.mark.parametrize("folder", ["mention_image", "mention_images"])
@@ -185,8 +184,12 @@ def test_a_mention_picture_that_is_not_there_is_named_all_the_same(tmp_path):
         (mention(2, answer=""), "has no gold (field answer)"),
         (mention(2, answer=None), "has no gold (field answer)"),
         (mention(2, mentions="%20"), "has no mention name (field mentions)"),
-        (mention(2, sentence="\ud83d"), "has text that is not Unicode (field sentence)"),
-        ([1], "is a list, not an object"),
+        (mention(2, sentence="\ud83d"), "field sentence has an unpaired surrogate (not Unicode)"),
+        (mention(2, sentence=["Entity 2"]), "field sentence is of type list, not text"),
+        (mention(2, mentions=2), "field mentions is of type int, not text"),
+        (mention(2, answer=float("nan")), "field answer is of type float, not text"),
+        (mention(2, imgPath={"a": 1}), "field imgPath is of type dict, not text"),
+        ([1], "is of type list, not an object"),
     ],
 )
 def test_an_unusable_mention_is_skipped_with_its_reason(tmp_path, row, reason):
@@ -255,9 +258,15 @@ def test_pictures_behind_a_link_that_leads_out_are_not_opened(tmp_path):
         (entity(2, qid=""), "has no Qid (field qid)"),
         (entity(2, qid=None), "has no Qid (field qid)"),
         (entity(1, entity_name="again"), "repeats the Qid Q1"),
-        (entity(2, image_list="a.jpg"), "has an image_list that is a str, not a list"),
-        (entity(2, image_list=["\ud83d"]), "has text that is not Unicode (field image_list)"),
-        ("Q2", "is a str, not an object"),
+        (entity(2, image_list="a.jpg"), "field image_list is of type str, not a list"),
+        (entity(2, image_list=0), "field image_list is of type int, not a list"),
+        (entity(2, image_list=["a.jpg", 0]), "field image_list is of type int, not text"),
+        (entity(2, image_list=["\ud83d"]), "field image_list has an unpaired surrogate (not Unicode)"),
+        (entity(2, qid=2), "field qid is of type int, not text"),
+        (entity(2, entity_name=True), "field entity_name is of type bool, not text"),
+        (entity(2, desc=[]), "field desc is of type list, not text"),
+        (entity(2, desc="x", attr=float("nan")), "field attr is of type float, not text"),
+        ("Q2", "is of type str, not an object"),
     ],
 )
 def test_an_unusable_entity_is_skipped_with_its_reason(tmp_path, row, reason):
@@ -279,9 +288,9 @@ def test_damage_in_the_middle_is_counted_where_it_is(tmp_path):
     assert [line[:40] for line in report.entities_skipped] == ["kb_entity.json row 1: cannot be parsed ("]
 
 
-def mistake(folder: Path) -> str:
+def mistake(folder: Path, read: Any = read_mimic) -> str:
     with pytest.raises(M3ELError) as caught:
-        list(read_mimic(folder, Report()))
+        list(read(folder, Report()))
     assert len(str(caught.value).splitlines()) == 1
     return str(caught.value)
 
@@ -298,7 +307,7 @@ def test_one_split_twice_is_a_mistake(tmp_path):
 
 def test_no_mentions_or_no_knowledge_base_is_a_mistake(tmp_path):
     (write(tmp_path) / "kb_entity.json").unlink()
-    assert mistake(tmp_path).startswith(f"{tmp_path} holds no kb_entity.json")
+    assert mistake(tmp_path, read_mimic_entities).startswith(f"{tmp_path} holds no kb_entity.json")
     write(tmp_path)
     (tmp_path / "WIKIMEL_test.json").unlink()
     assert mistake(tmp_path).startswith(f"{tmp_path} holds no mentions: expected kb_entity.json and")

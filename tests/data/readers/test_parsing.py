@@ -212,7 +212,7 @@ def test_a_file_that_is_cut_off_is_a_mistake(path, text):
     message = mistake(lambda: parse(path, text))
     assert message.startswith(f"{path} ")
     assert "is cut off" in message and "row " in message
-    assert message.endswith("mend it or fetch it again")
+    assert message.endswith("fix it or fetch it again")
 
 
 def test_lines_that_are_cut_off_are_reported(path):
@@ -223,7 +223,7 @@ def test_lines_that_are_cut_off_are_reported(path):
 
 def test_what_follows_a_list_is_a_mistake(path):
     message = mistake(lambda: parse(path, '[{"a": 1}]\n, {"a": 2}]'))
-    assert message == f"{path} goes on behind its end (line 2 column 3): mend it or fetch it again"
+    assert message == f"{path} goes on after its end (line 2 column 3): fix it or fetch it again"
 
 
 @pytest.mark.parametrize("text", ['[{"a": 1}, {"a": "@"}]', '{"a": 1}\n{"a": "@"}'])
@@ -256,7 +256,7 @@ def test_a_literal_may_not_cost_gigabytes(path, monkeypatch):
 def test_a_file_of_another_kind_is_a_mistake(path, text):
     message = mistake(lambda: parse(path, text))
     assert message.startswith(f"{path} is neither JSON, JSON lines nor Python literals (")
-    assert message.endswith("): mend it or fetch it again")
+    assert message.endswith("): fix it or fetch it again")
     path.write_text(text)
     assert f"{path} is not one mapping of ids to rows" in mistake(lambda: list(parse_entries(path, Report())))
 

@@ -103,7 +103,7 @@ def test_what_comes_twice_keeps_an_id_of_its_own(tmp_path):
         ("test", f"{first}-2"),
         ("train", f"{first}-3"),
     ]
-    assert report.counts == {"mentions with the caption, picture and place of an earlier one": 2}
+    assert report.counts == {"mentions with the same caption, picture and place as an earlier one": 2}
 
 
 def test_entities_are_the_pages_that_are_meant_once_each(tmp_path):
@@ -205,13 +205,19 @@ def test_the_file_name_says_the_split(tmp_path, name, split):
         (passage(), "row 1: has no mentions"),
         ([*passage()[:3], "Lions"], "row 1: has no mentions"),
         (passage(LIONS)[:3], "row 1: has 3 fields, not 4: [caption, image, topic, mentions]"),
-        ({"caption": "x"}, "row 1: is a dict, not [caption, image, topic, mentions]"),
+        ({"caption": "x"}, "row 1: is of type dict, not [caption, image, topic, mentions]"),
         (passage(LIONS[:4]), "row 1 mention 0: has 4 fields, not 5: [mention, type, start, end, url]"),
-        (passage("Lions"), "row 1 mention 0: is a str, not [mention, type, start, end, url]"),
+        (passage("Lions"), "row 1 mention 0: is of type str, not [mention, type, start, end, url]"),
         (passage([*LIONS[:4], ""]), "row 1 mention 0: has no gold (field url)"),
         (passage([*LIONS[:4], None]), "row 1 mention 0: has no gold (field url)"),
         (passage([" ", *LIONS[1:]]), "row 1 mention 0: has no mention name (field mention)"),
-        (passage(LIONS, caption="\ud83d"), "row 1 mention 0: has text that is not Unicode (field caption)"),
+        (passage(LIONS, caption="\ud83d"), "row 1 mention 0: field caption has an unpaired surrogate (not Unicode)"),
+        (passage(LIONS, caption=[CAPTION]), "row 1 mention 0: field caption is of type list, not text"),
+        (passage(LIONS, image=1), "row 1 mention 0: field image is of type int, not text"),
+        (passage(LIONS, topic=float("nan")), "row 1 mention 0: field topic is of type float, not text"),
+        (passage([1, *LIONS[1:]]), "row 1 mention 0: field mention is of type int, not text"),
+        (passage([*LIONS[:2], "4", 9, True]), "row 1 mention 0: field url is of type bool, not text"),
+        (passage([*LIONS[:2], [4], 9, LIONS[4]]), "row 1 mention 0: field start is of type list, not text"),
     ],
 )
 def test_what_cannot_be_used_is_skipped_with_its_reason(tmp_path, row, reason):
@@ -306,6 +312,8 @@ def test_the_context_is_the_caption_or_else_what_stands_around(tmp_path, changes
         (mention(candidates=["Detroit Lions", None]), "has a candidate without an address"),
         (mention(candidates=["Detroit Lions", {"url": "Lion"}]), "has a candidate without an address"),
         (mention(mention=""), "has no mention name (field mention)"),
+        (mention(mention={"Lions": 1}), "field mention is of type dict, not text"),
+        (mention(caption="", left=["the", 0]), "field left or right is of type int, not text"),
         (mention()[:10], "has 10 fields, not 11: [caption, image, mention, type, left, right, url, candidates, "
          "topic, start, end]"),
     ],
@@ -322,21 +330,19 @@ def test_both_forms_may_stand_in_one_folder(tmp_path):
     write(tmp_path, {"a": 1}, "images_map.json")
     ((record,), report) = read(tmp_path)
     assert record.candidates == ()
-    unread = {"file images_map.json not read: it holds no lists of 4 fields": 1}
-    assert report.counts == unread | {"file train_w_10cands.json not read: it holds no lists of 4 fields": 1}
+    unread = {"file images_map.json not read: its rows are not lists of 4 fields": 1}
+    assert report.counts == unread | {"file train_w_10cands.json not read: its rows are not lists of 4 fields": 1}
     ((other,), _) = read(tmp_path, read_candidates)
     assert replace(other, candidates=(), source="") == replace(record, source="")
 
 
-def test_the_other_form_is_a_mistake_that_names_its_reader(tmp_path):
+def test_the_other_form_is_a_mistake(tmp_path):
     write(tmp_path, [mention()])
     for read_wrongly in (read_passages, read_passage_entities):
-        with pytest.raises(
-            M3ELError, match=r"\[caption, image, topic, mentions\]; train.json: read with wikidiverse-c"
-        ):
+        with pytest.raises(M3ELError, match=r"rows are \[caption, image, topic, mentions\]$"):
             list(read_wrongly(tmp_path, Report()))
     write(tmp_path, [passage(LIONS)])
-    with pytest.raises(M3ELError, match=r"candidates, topic, start, end\]; train.json: read with wikidiverse$"):
+    with pytest.raises(M3ELError, match=r"candidates, topic, start, end\]$"):
         list(read_candidates(tmp_path, Report()))
 
 
