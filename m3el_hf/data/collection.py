@@ -10,7 +10,6 @@ import hashlib
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -30,17 +29,22 @@ from m3el_hf.tasks import TOPICS
 MENTIONS = "mentions"
 """Stands for the topic where a source has none."""
 
-_BASE = "entities"  # the spool of the knowledge base
+RELEASED = "rows whose split is the source's own"
+"""Counted where other rows have none."""
+
+_RECORDS, _ENTITIES = "records.arrow", "entities.arrow"
 _BATCH = 32  # rows of a spooled batch: to fetch one is to read them all
 
 _PICTURE = pa.struct([("data", pa.binary()), *((name, pa.string()) for name in ("path", "url", "licence", "flaw"))])
-_ENTITY = pa.schema([("qid", pa.string()), ("name", pa.string()), ("description", pa.string()), ("picture", _PICTURE)])
-_RECORD = pa.schema(
+_ENTITY_SCHEMA = pa.schema(
+    [("qid", pa.string()), ("name", pa.string()), ("description", pa.string()), ("picture", _PICTURE)]
+)
+_RECORD_SCHEMA = pa.schema(
     [
         *((name, pa.string()) for name in ("id", "source", "topic", "split", "mention", "context")),
         ("picture", _PICTURE),
         ("answer_qid", pa.string()),
-        ("candidates", pa.list_(pa.struct(list(_ENTITY)))),
+        ("candidates", pa.list_(pa.struct(list(_ENTITY_SCHEMA)))),
         ("difficulty", pa.string()),
     ]
 )
@@ -50,7 +54,7 @@ class RowPlan(NamedTuple):
     """What a row is made of, beside its record.
 
     Attributes:
-        position: Of its record, in the topic's spool.
+        position: Of its record, in the spool.
         group: The group that it belongs to.
         gold: Position of its gold in the knowledge base; None where that has it not, or the source has none.
         described: Which of its candidates, counted as the source lists them, are to be described as entities here.
@@ -85,21 +89,22 @@ class Spool:
         self._last: tuple[str, int] | None = None
         self._batch: pa.RecordBatch | None = None
 
-    def record(self, topic: str, row: int) -> Record:
-        """Returns a record by its topic and its position there."""
-        return _record(self._row(topic, row))
+    def record(self, position: int) -> Record:
+        """Returns a record by its position."""
+        return _record(self._row(_RECORDS, position))
 
     def entity(self, position: int) -> Entity:
         """Returns an entity of the knowledge base by its position."""
-        return _entity(self._row(_BASE, position))
+        return _entity(self._row(_ENTITIES, position))
 
-    def _row(self, name: str, row: int) -> dict[str, Any]:
+    def _row(self, name: str, position: int) -> dict[str, Any]:
         if name not in self._files:  # read, not mapped: what is mapped counts as memory
-            self._files[name] = pa.ipc.open_file(pa.OSFile(str(self._folder / f"{name}.arrow")))
-        if self._batch is None or self._last != (name, row // _BATCH):
-            self._last = (name, row // _BATCH)
-            self._batch = self._files[name].get_batch(row // _BATCH)
-        return dict(self._batch.slice(row % _BATCH, 1).to_pylist()[0])
+            self._files[name] = pa.ipc.open_file(pa.OSFile(str(self._folder / name)))
+        number, row = divmod(position, _BATCH)
+        if self._batch is None or self._last != (name, number):
+            self._last = (name, number)
+            self._batch = self._files[name].get_batch(number)
+        return dict(self._batch.slice(row, 1).to_pylist()[0])
 
 
 class _SpoolWriter:
@@ -149,7 +154,7 @@ def _entity_row(entity: Entity) -> dict[str, Any]:
 
 
 def _record_row(record: Record) -> dict[str, Any]:
-    row = {name: getattr(record, name) for name in _RECORD.names}
+    row = {name: getattr(record, name) for name in _RECORD_SCHEMA.names}
     row["picture"] = _picture_row(record.picture)
     row["candidates"] = [_entity_row(candidate) for candidate in record.candidates]
     return row
@@ -178,7 +183,7 @@ class Collection:
         reader: The raw format.
         folder: Where the spool lies.
         topics: The topics that have rows, M³EL's in the order of `TOPICS`; `MENTIONS` where the source has none.
-        released: Whether every row has the split that its source gives it.
+        released: How many rows have the split that their source gives them.
         report: What was read and skipped.
         entities: Number of entities, of the knowledge base or of all candidates.
     """
@@ -186,7 +191,7 @@ class Collection:
     reader: Reader
     folder: Path
     topics: list[str]
-    released: bool
+    released: int
     report: Report
     entities: int
     _pieces: dict[tuple[str, str], Piece]
@@ -246,45 +251,46 @@ def collect(
     owned = tempfile.TemporaryDirectory(prefix="m3el-") if work is None else None
     spool = work or Path(owned.name if owned else "")
     base = _spool_base(source.entities(folder, report), spool) if source.entities and folder else None
-    described, released = _Described(), True
-    filed: list[str] = []
-    positions: list[int] = []
+    described, released = _Described(), 0
+    topics: list[str] = []
     golds: list[int | None] = []
-    with ExitStack() as stack:
-        writers: dict[str, _SpoolWriter] = {}
+    with _SpoolWriter(spool / _RECORDS, _RECORD_SCHEMA) as writer:
         records = _unique(source.records(folder, report, **options), report)
-        for record in tqdm(records, desc="reading", unit=" rows", disable=not progress):
-            released &= record.split is not None
+        for record in tqdm(records, desc="reading", unit=" rows", disable=not progress, delay=1):
+            released += record.split is not None
             if previous is not None:
                 record = previous.apply(record)
-            topic = _place(record.topic) if record.topic and base is None else MENTIONS
-            if topic not in writers:
-                writers[topic] = stack.enter_context(_SpoolWriter(spool / f"{topic}.arrow", _RECORD))
-            described.add(len(positions), record)
-            filed.append(topic)
-            positions.append(writers[topic].add(_record_row(record)))
+            described.add(writer.add(_record_row(record)), record)
+            topics.append(_place(record.topic) if record.topic and base is None else MENTIONS)
             golds.append(None if base is None else base.get(record.answer_qid))
             grouping.add(record, record.topic or MENTIONS)
-    if not positions:
+    if not topics:
         first = f"; the first was skipped because: {report.skipped[0]}" if report.skipped else ""
         raise M3ELError(f"{folder} holds {report.read} instances, none of them usable{first}")
+    if previous is not None and not previous.rows and released < len(topics):
+        raise M3ELError(
+            f"none of these rows stands in {previous.name}, whose splits they were to keep: pass an earlier version of "
+            "the same data, or leave --previous out"
+        )
+    if 0 < released < len(topics):
+        report.counts[RELEASED] = released
     groups = grouping.groups()
     splits = assign_splits(grouping.topics, grouping.released, groups, seed)
     if base is None:
         for split, count in grouping.shared_candidates(splits).items():
             report.counts[f"{split} rows with a candidate that also stands in train"] = count
     plans = [
-        RowPlan(position, group, gold, described.places(row))
-        for row, (position, group, gold) in enumerate(zip(positions, groups, golds, strict=True))
+        RowPlan(position, group, gold, described.places(position))
+        for position, (group, gold) in enumerate(zip(groups, golds, strict=True))
     ]
     return Collection(
         reader=source,
         folder=spool,
-        topics=sorted(writers, key=lambda topic: (TOPICS.index(topic) if topic in TOPICS else len(TOPICS), topic)),
+        topics=sorted(set(topics), key=lambda topic: (TOPICS.index(topic) if topic in TOPICS else len(TOPICS), topic)),
         released=released,
         report=report,
         entities=len(described) if base is None else len(base),
-        _pieces=_pieces(filed, splits, plans),
+        _pieces=_pieces(topics, splits, plans),
         _owned=owned,
     )
 
@@ -308,7 +314,7 @@ def _unique(records: Iterator[Record], report: Report) -> Iterator[Record]:
 
 def _spool_base(entities: Iterator[Entity], spool: Path) -> dict[str, int]:
     """Spools a knowledge base and returns the position of each entity."""
-    with _SpoolWriter(spool / f"{_BASE}.arrow", _ENTITY) as writer:
+    with _SpoolWriter(spool / _ENTITIES, _ENTITY_SCHEMA) as writer:
         return {entity.qid: writer.add(_entity_row(entity)) for entity in entities}
 
 

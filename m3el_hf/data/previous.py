@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from m3el_hf.data.manifest import FILE_NAME, Manifest
 from m3el_hf.data.schema import Record
-from m3el_hf.errors import M3ELError
+from m3el_hf.errors import M3ELError, one_line
 from m3el_hf.sources import check_source
 
 _COLUMNS = ["answer_qid", "mention", "context"]
@@ -25,7 +25,9 @@ class PreviousSplits:
         source: A folder that `m3el-hf data build` wrote, or a Hub id.
 
     Attributes:
+        name: The folder's name, or the Hub id.
         revision: Which version it is: `Manifest.revision`.
+        rows: How many records were found in it; grows with `apply`.
 
     Raises:
         M3ELError: If it cannot be read.
@@ -33,20 +35,29 @@ class PreviousSplits:
 
     def __init__(self, source: str | Path) -> None:
         folder = _fetch(check_source(source))
+        self.name = folder.resolve().name if folder == Path(source) else str(source)
         self.revision = Manifest.load(folder).revision
+        self.rows = 0
         self._splits: dict[bytes, str] = {}
         for path in _row_files(folder):
             split = path.name.partition("-")[0]
             try:
                 rows = pq.read_table(path, columns=_COLUMNS).to_pylist()
             except (OSError, pa.ArrowException) as error:
-                raise M3ELError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
+                raise M3ELError(f"{path} cannot be read: {one_line(error)}") from error
             self._splits |= {_key(*(row[name] for name in _COLUMNS)): split for row in rows}
 
     def apply(self, record: Record) -> Record:
         """Returns the record with the split that it had, unless it has a released one."""
         split = self._splits.get(_key(record.answer_qid, record.mention, record.context))
-        return record if record.split is not None else replace(record, split=split)
+        if split is None or record.split is not None:
+            return record
+        self.rows += 1
+        return replace(record, split=split)
+
+    def provenance(self) -> dict[str, str | int]:
+        """Says what was kept of which version, for the manifest."""
+        return {"name": self.name, "revision": self.revision, "rows": self.rows}
 
 
 def _key(*values: str | None) -> bytes:

@@ -7,6 +7,9 @@ far as groups stay small, a candidate.
 A group's place is a hash of its name, its name that of one of its golds, and nothing depends on where in the source a
 row stands. Rows that are added later thus leave nearly all others where they are, unless they tie groups together, as
 they do where many rows share candidates. `m3el_hf.data.previous` keeps a published version's splits in any case.
+
+A row whose split is given (released, or kept from an earlier version) takes along those with its gold, sentence or
+picture, and no others: shared candidates would draw nearly every new row into the splits of the old ones.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from m3el_hf.data.schema import NIL, SPLITS, Picture, Record
+from m3el_hf.data.schema import NIL, SPLITS, Record
 
 MAX_GROUP_SHARE = 0.05
 """A group that shared candidates would grow beyond this share of the rows is not joined further."""
@@ -118,16 +121,18 @@ class Grouping:
     def groups(self) -> list[str]:
         """Returns the name of each record's group: of all its golds (NIL: the row's id) the one of the least hash.
 
-        Shared golds, sentences and mention pictures always join. Shared candidates join, rarest entity first, while the
-        group stays within `MAX_GROUP_SHARE` of the rows: a few entities that stand in very many rows would otherwise
-        tie nearly everything into one group.
+        Shared golds, sentences and mention pictures always join. Shared candidates join rows whose split is still to be
+        chosen, rarest entity first, while the group stays within `MAX_GROUP_SHARE` of the rows: a few entities that
+        stand in very many rows would otherwise tie nearly everything into one group.
         """
         groups = _Groups(len(self))
         for rows in self._ties.shared():
             groups.join(rows)
+        given = {groups.find(row) for row, split in enumerate(self.released) if split is not None}
         limit = max(1, int(MAX_GROUP_SHARE * len(self)))
         for rows in self._candidates.shared():
-            groups.join(rows, limit)
+            if free := [row for row in rows if groups.find(row) not in given]:
+                groups.join(free, limit)
         members = defaultdict(set)
         for row, name in enumerate(self._names):
             members[groups.find(row)].add(name)
@@ -143,9 +148,12 @@ class Grouping:
 
 
 def _picture_keys(record: Record) -> list[tuple[str, Any]]:
-    """What makes two mention pictures the same; each is None where the source does not say."""
-    shown = record.picture or Picture()
-    return [("path", shown.path if shown.flaw is None else None), ("url", shown.url), ("data", shown.data)]
+    """What makes two mention pictures the same; none where there is no picture, whatever stands in its place."""
+    shown = record.picture
+    if shown is None or shown.flaw is not None:
+        return []
+    url = shown.url if shown.url and "://" in shown.url else None  # else a placeholder, which many rows may have
+    return [("path", shown.path), ("url", url), ("data", shown.data)]
 
 
 def assign_splits(topics: Sequence[str], released: Sequence[str | None], groups: Sequence[str], seed: int) -> list[str]:

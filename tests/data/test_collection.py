@@ -60,7 +60,7 @@ def test_a_spooled_record_is_the_same_record(candidates, picture, batch, data):
         collection = collect("test", None)
         spool = Spool(collection.folder)
         found = [
-            spool.record(piece.topic, plan.position)
+            spool.record(plan.position)
             for split in SPLITS
             for piece in collection.pieces(split, size=3)
             for plan in piece.rows
@@ -79,7 +79,7 @@ def test_a_knowledge_base_is_spooled_with_where_each_gold_is(monkeypatch):
     assert (collection.topics, collection.entities) == ([MENTIONS], 40)
     assert collection.base(size=15) == [range(15), range(15, 30), range(30, 40)]
     assert [spool.entity(position) for part in collection.base(size=15) for position in part] == base
-    found = {spool.record(piece.topic, plan.position).answer_qid: plan.gold for plan in piece.rows}
+    found = {spool.record(plan.position).answer_qid: plan.gold for plan in piece.rows}
     assert found == {"Q3": 3, "Q39": 39, NIL: None, "Q77": None}
 
 
