@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
@@ -10,19 +11,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from m3el_hf import __version__
-from m3el_hf.errors import M3ELError
+from m3el_hf.errors import M3ELError, one_line
 
 if TYPE_CHECKING:
     from m3el_hf.data.audit import Audit
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command and returns the exit status: 0, 2 for what the user can mend, 130 for an interrupt."""
+    """Runs one command and returns the exit status: 0, 2 for what the user can fix, 130 for an interrupt."""
     options = _parser().parse_args(arguments)
     try:
         options.run(options)
     except (M3ELError, OSError) as error:
-        print(f"m3el-hf: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"m3el-hf: {one_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("m3el-hf: interrupted", file=sys.stderr)
@@ -108,10 +109,13 @@ def _add_data_build(commands: Any) -> None:
         default="as_released",
         help="as_released, or deleaked: without a mention's picture where it is the gold's own",
     )
-    parser.add_argument(
+    sizes = parser.add_mutually_exclusive_group()
+    sizes.add_argument(
         "--short-side", type=int, default=256, help="reduce larger pictures to this short side, in pixels"
     )
-    parser.add_argument("--keep-original", action="store_true", help="keep pictures as they are")
+    sizes.add_argument("--keep-original", action="store_true", help="keep pictures as they are")
+    parser.add_argument("--title", help="what the data is called; default: what the reader calls it")
+    parser.add_argument("--license", help="its licence, as the Hub abbreviates it, such as cc-by-4.0")
     parser.add_argument("--instances", type=int, help="how many instances mini generates; default: 2000")
     parser.add_argument("--seed", type=int, default=0, help="seeds splits and the order of candidates")
     parser.add_argument("--previous", help="folder or Hub id of an earlier version, whose rows keep their splits")
@@ -120,6 +124,7 @@ def _add_data_build(commands: Any) -> None:
 
 
 def _data_build(options: argparse.Namespace) -> None:
+    from m3el_hf.data.schema import SPLITS
     from m3el_hf.data.store import build
 
     extra = {}
@@ -134,17 +139,23 @@ def _data_build(options: argparse.Namespace) -> None:
         seed=options.seed,
         protocol=options.protocol,
         short_side=None if options.keep_original else options.short_side,
+        title=options.title,
+        license_id=options.license,
         previous=options.previous,
         num_proc=options.num_proc,
         overwrite=options.overwrite,
         **extra,
     )
-    print(f"{manifest.read} instances read, {manifest.total} written to {options.output}")
+    print(f"{manifest.read:,} instances read, {manifest.total:,} written to {options.output}")
+    for topic, splits in manifest.rows.items():
+        print(f"  {topic}: {', '.join(f'{split} {splits.get(split, 0):,}' for split in SPLITS)}")
+    if manifest.previous:
+        print("  {rows:,} of these rows have the splits of {name} (revision {revision})".format(**manifest.previous))
     _print_some("skipped: ", [*manifest.skipped, *manifest.entities_skipped])
     _print_some("picture ", [f"{file} {reason}" for file, reason in manifest.unusable_images.items()])
     for name, count in manifest.counts.items():
-        print(f"  {name}: {count}")
-    print(f"next: m3el-hf data audit {options.output}")
+        print(f"  {count:,} {name}")
+    print(f"next: m3el-hf data audit {shlex.quote(str(options.output))}")
 
 
 def _print_some(label: str, lines: list[str]) -> None:

@@ -8,14 +8,18 @@ from typing import TYPE_CHECKING
 from huggingface_hub import DatasetCard, DatasetCardData
 
 from m3el_hf import __version__
+from m3el_hf.data.collection import RELEASED
 from m3el_hf.data.configs import Config, configs
 from m3el_hf.data.manifest import Manifest
-from m3el_hf.data.readers import READERS
+from m3el_hf.data.readers import get_reader, works
 from m3el_hf.data.rows import REMOVED
 from m3el_hf.data.schema import SPLITS
+from m3el_hf.errors import one_line
 
 if TYPE_CHECKING:
     from m3el_hf.data.audit import Audit
+
+_SIZES = {1_000: "n<1K", 10_000: "1K<n<10K", 100_000: "10K<n<100K", 1_000_000: "100K<n<1M"}
 
 
 def render_dataset_card(manifest: Manifest, audit: Audit | None = None) -> str:
@@ -25,8 +29,11 @@ def render_dataset_card(manifest: Manifest, audit: Audit | None = None) -> str:
         manifest: What was built.
         audit: What was found in it, or None while nobody has looked.
     """
+    reader = get_reader(manifest.reader)
     card_data = DatasetCardData(
         pretty_name=manifest.title,
+        license=manifest.license_id,
+        size_categories=next((name for most, name in _SIZES.items() if manifest.total < most), "n>1M"),
         tags=["entity-linking", "multimodal", "m3el"],
         task_categories=["other"],
         language=["en"],
@@ -38,13 +45,23 @@ def render_dataset_card(manifest: Manifest, audit: Audit | None = None) -> str:
         manifest=manifest,
         linking=manifest.kind == "candidates",
         topics=list(manifest.rows),
-        reader=READERS[manifest.reader],
-        citation="\n\n".join(dict.fromkeys(READERS[name].citation for name in ("m3el", "mimic", manifest.reader))),
+        reader=reader,
+        citation="\n\n".join(dict.fromkeys([works.M3EL, works.MATCHING_NETWORK, *reader.citations])),
+        partly_released=manifest.counts.get(RELEASED),
         removed=REMOVED,
+        plain=plain,
         splits=SPLITS,
         audit=audit,
         version=__version__,
     ).content
+
+
+def plain(text: str) -> str:
+    """Returns text of the data as one line that Markdown and HTML take as text."""
+    line = one_line("".join(letter if letter.isprintable() else " " for letter in text))
+    for sign in "\\|<>[]*_#":
+        line = line.replace(sign, f"\\{sign}")
+    return line.replace("`", "'")
 
 
 def _configs(manifest: Manifest) -> list[Config]:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from m3el_hf.errors import M3ELError
+from m3el_hf.errors import M3ELError, one_line
 
 FILE_NAME = "manifest.json"
 
@@ -18,6 +18,7 @@ class Manifest:
 
     Attributes:
         title: What the data is called.
+        license_id: Its licence, as the Hub abbreviates it; ``"unknown"`` where nobody says.
         reader: The raw format, a name of `m3el_hf.data.readers.READERS`.
         kind: ``"candidates"`` where each mention has candidates of its own, ``"knowledge_base"`` where every entity is
             one.
@@ -30,6 +31,8 @@ class Manifest:
         entities: Number of entities.
         revision: Changes with any byte of the data files.
         read: Instances found in the source.
+        previous: The earlier version whose splits were kept: its ``name``, its ``revision``, and how many ``rows`` it
+            shares with this one. None where nobody asked for one.
         skipped: ``"file row N: reason"`` for each instance that could not be used.
         entities_read: Entities found in the source's knowledge base, where it has one.
         entities_skipped: ``"file row N: reason"`` for each that could not be used.
@@ -39,6 +42,7 @@ class Manifest:
     """
 
     title: str
+    license_id: str
     reader: str
     kind: str
     protocol: str
@@ -50,6 +54,7 @@ class Manifest:
     entities: int
     revision: str
     read: int
+    previous: dict[str, str | int] | None = None
     skipped: list[str] = field(default_factory=list)
     entities_read: int = 0
     entities_skipped: list[str] = field(default_factory=list)
@@ -80,5 +85,6 @@ class Manifest:
         except FileNotFoundError:
             raise M3ELError(f"{folder} is no built dataset: build it first with m3el-hf data build") from None
         except (OSError, ValueError, TypeError) as error:
-            reason = " ".join(str(error).split())
-            raise M3ELError(f"{folder / FILE_NAME} cannot be read ({reason}): build the dataset again") from error
+            raise M3ELError(
+                f"{folder / FILE_NAME} cannot be read ({one_line(error)}): build the dataset again"
+            ) from error

@@ -18,7 +18,7 @@ Row = dict[str, Any]
 PROTOCOLS = ("as_released", "deleaked")
 """As a source has it, or with the mention's picture removed where it is the gold's own."""
 
-SAME_FILE = "rows whose mention picture is the gold's own file"
+SAME_FILE = "rows for which the source names one file as the mention's and the gold's picture"
 REMOVED = "mention pictures removed, as they were the gold's own"
 
 
@@ -54,7 +54,7 @@ class RowMaker:
     def rows(self, piece: Piece) -> Iterator[Row]:
         """Yields the rows of a piece, of `ROW_FEATURES`, or of `MENTION_FEATURES` where there is a knowledge base."""
         for plan in piece.rows:
-            record = self.spool.record(piece.topic, plan.position)
+            record = self.spool.record(plan.position)
             if record.candidates:
                 yield self._linking_row(record, plan.group)
             else:
@@ -64,7 +64,7 @@ class RowMaker:
     def described(self, piece: Piece) -> Iterator[list[Row]]:
         """Yields for each row of a piece the entities that are described there, in rows of `ENTITY_FEATURES`."""
         for plan in piece.rows:
-            candidates = self.spool.record(piece.topic, plan.position).candidates if plan.described else ()
+            candidates = self.spool.record(plan.position).candidates if plan.described else ()
             yield [self._entity_row(candidates[place]) for place in plan.described]
 
     def base(self, positions: Iterable[int]) -> Iterator[Row]:
@@ -81,9 +81,10 @@ class RowMaker:
         }
 
     def _linking_row(self, record: Record, group: str) -> Row:
-        """Releases list the gold first, so candidates are put in an order that only their Qids, id and seed decide.
+        """Releases list the gold first, so candidates get an order of their own.
 
-        To shuffle places would tell the gold to whoever knows the seed, which the card says, and where the gold was.
+        What is shown of the mention, the candidates' Qids and the seed decide it. Places would tell the gold to whoever
+        knows the seed, which the card says, and where the gold was; and an id may change when other rows are added.
         """
         order = sorted(range(len(record.candidates)), key=lambda place: self._rank(record, place))
         candidates = [record.candidates[position] for position in order]
@@ -98,16 +99,17 @@ class RowMaker:
         }
 
     def _rank(self, record: Record, place: int) -> bytes:
-        key = f"{self.seed}:{record.id}:{record.candidates[place].qid}"
-        return hashlib.sha256(key.encode()).digest()
+        key = (self.seed, record.mention, record.context, record.candidates[place].qid)
+        return hashlib.sha256(repr(key).encode()).digest()
 
     def _mention_row(self, record: Record, group: str, gold: Entity | None, candidates: Sequence[Entity] = ()) -> Row:
         image = self._image(record.picture)
         is_gold = self._is_gold_image(record.picture, image, gold)
+        source = record.picture
         if is_gold and self.protocol == "deleaked":
-            image = None
+            image = source = None  # where it came from tells as much
             self.report.counts[REMOVED] += 1
-        pictures = [record.picture, *(candidate.picture for candidate in candidates)]
+        pictures = [source, *(candidate.picture for candidate in candidates)]
         return {
             "id": record.id,
             "topic": record.topic,

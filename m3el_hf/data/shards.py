@@ -223,12 +223,18 @@ def _images(row: Row) -> list[Row]:
 
 
 def _parquet_writer(path: Path, features: Features) -> pq.ParquetWriter:
-    """Opens a file that holds a picture once a row group, cut so that the Hub holds it once for all files."""
+    """Opens a file that holds a picture once a row group, whole, so that the Hub holds it once for all files.
+
+    The Hub cuts files where their bytes say so and keeps equal pieces once. Compressed pages would hide equal pictures
+    from it; long texts are compressed, in pages that are cut likewise.
+    """
     schema = features.arrow_schema
+    leaves = _leaves(schema)
     return pq.ParquetWriter(
         path,
         schema,
-        compression={leaf: "none" if leaf.endswith(".bytes") else "zstd" for leaf in _leaves(schema)},  # JPEG is dense
+        compression={leaf: "none" if leaf.endswith(".bytes") else "zstd" for leaf in leaves},  # JPEG is dense
+        use_dictionary=[leaf for leaf in leaves if leaf != "context"],  # sentences seldom come twice
         dictionary_pagesize_limit=2 * BYTES_PER_GROUP,
         use_content_defined_chunking=True,
         write_page_index=True,
@@ -253,8 +259,10 @@ class Workers:
             context.set_forkserver_preload([__name__])  # imported once for all
             self._written = context.Value("Q", 0)
             self._pool = ProcessPoolExecutor(num_proc, context, _start_process, (writer, self._written))
+            mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # processes inherit it: see _start_process
             for _ in range(num_proc):
                 self._pool.submit(int)
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
     def __enter__(self) -> Self:
         return self
@@ -296,7 +304,9 @@ _process: tuple[Writer, Any]
 def _start_process(writer: Writer, written: Any) -> None:
     global _process
     _process = writer, written
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # an interrupt is for the parent to tell of
+    # An interrupt is for the parent to tell of; one that came while this process was starting ends it now.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     Thread(target=_end_with_parent, daemon=True).start()
 
 

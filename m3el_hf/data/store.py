@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,8 @@ def build(
     seed: int = 0,
     protocol: str = "as_released",
     short_side: int | None = SHORT_SIDE,
+    title: str | None = None,
+    license_id: str | None = None,
     previous: str | Path | None = None,
     num_proc: int = 1,
     overwrite: bool = False,
@@ -57,6 +60,8 @@ def build(
         seed: Seeds the splits (where the source has none) and the order of candidates.
         protocol: ``"as_released"``, or ``"deleaked"``: without a mention's picture where it is the gold's own.
         short_side: Larger pictures are reduced to this short side, in pixels; None keeps the originals.
+        title: What the data is called; None for what the reader calls it.
+        license_id: Its licence, as the Hub abbreviates it (``"cc-by-4.0"``); None for what the reader knows of it.
         previous: A built folder, or a Hub id, of an earlier version: the rows that it had keep their splits.
         num_proc: Processes that open pictures and write.
         overwrite: Replace ``output`` if it exists.
@@ -72,16 +77,18 @@ def build(
     check_protocol(protocol)
     if num_proc < 1:
         raise M3ELError(f"{num_proc} processes cannot build anything: ask for 1 or more")
+    if license_id is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", license_id):
+        raise M3ELError(f"{license_id!r} is no licence as the Hub abbreviates it: pass one such as cc-by-4.0")
     output = output.resolve()
     _check_output(folder, output, overwrite)
     settings = Settings(seed, protocol, short_side)
     known = None if previous is None else PreviousSplits(previous)
     partial = output.with_name(output.name + ".partial")
     writer = Writer(partial, settings)
-    with _locked(partial), Workers(writer, num_proc) as workers:
+    with _locked(partial, folder), Workers(writer, num_proc) as workers:
         if (partial / ".replaced").exists() and not output.exists():  # killed between the two moves below
             os.rename(partial / ".replaced", output)
-        _start(partial, fingerprint(folder, reader, settings, known and known.revision, options))
+        _start(partial, fingerprint(folder, reader, settings, known and known.revision, options, _software()))
         try:
             collection = collect(
                 reader, folder, seed, previous=known, work=partial / ".records", progress=progress, **options
@@ -94,7 +101,8 @@ def build(
         workers.write(shards, progress)
         work = partial / ".build"
         reports = [read_report(partial, shard) for shard in shards]
-        manifest = _manifest(reader, folder, collection, settings, reports, _revision(work))
+        manifest = _manifest(reader, folder, collection, settings, known, reports, _revision(work))
+        manifest = replace(manifest, title=title or manifest.title, license_id=license_id or manifest.license_id)
         _check_nothing_lost(manifest, work)
         manifest.save(work)
         (work / "README.md").write_text(render_dataset_card(manifest), encoding="utf-8")
@@ -106,27 +114,36 @@ def build(
 
 
 def _check_output(folder: Path | None, output: Path, overwrite: bool) -> None:
-    if folder is not None and folder.resolve().is_relative_to(output.resolve()):
+    if folder is not None and folder.resolve().is_relative_to(output):
         raise M3ELError(f"{output} holds the source: choose another --output")
-    if output.exists() and not overwrite:
+    if folder is not None and output.is_relative_to(folder.resolve()):
+        raise M3ELError(f"{output} lies in the source, which is only read: choose another --output")
+    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+        return
+    if not is_built(output):
+        raise M3ELError(f"{output} is no built dataset and is never replaced: choose another --output, or remove it")
+    if not overwrite:
         raise M3ELError(f"{output} exists already: pass --overwrite to replace it, or choose another --output")
-    if output.exists() and not is_built(output):
-        raise M3ELError(f"{output} is no built dataset and is not replaced: choose another --output")
 
 
 @contextmanager
-def _locked(partial: Path) -> Iterator[None]:
-    """Makes the folder, keeps a second build away from it, and says in one line why it cannot be written."""
+def _locked(partial: Path, source: Path | None) -> Iterator[None]:
+    """Makes the folder, keeps a second build away from it, and says in one line what cannot be written, or read."""
     try:
         partial.mkdir(parents=True, exist_ok=True)
         with FileLock(partial / _LOCK, timeout=0):
             yield
     except Timeout:
         raise M3ELError(f"another build is writing {partial}: wait for it, or choose another --output") from None
-    except OSError as error:  # a full disk, no permission; what readers cannot read is a M3ELError already
+    except OSError as error:  # a full disk, no permission
         reason = os.strerror(error.errno) if error.errno else error
-        advice = "mend that and run the same command again, what is finished is kept"
-        raise M3ELError(f"{partial} cannot be written ({reason}): {advice}") from error
+        name = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else None
+        what = f"{partial} cannot be written"
+        if name and source and name.is_relative_to(source):
+            what = f"{name} cannot be read"
+        raise M3ELError(
+            f"{what} ({reason}): fix that and run the same command again, what is finished is kept"
+        ) from error
 
 
 def _start(partial: Path, key: str) -> None:
@@ -146,6 +163,7 @@ def _manifest(
     folder: Path | None,
     collection: Collection,
     settings: Settings,
+    previous: PreviousSplits | None,
     reports: list[Report],
     revision: str,
 ) -> Manifest:
@@ -156,12 +174,13 @@ def _manifest(
         unusable |= one.unusable_images
         counts.update(one.counts)
     return Manifest(
-        title=collection.reader.title,
+        title=collection.report.title or collection.reader.title,
+        license_id=collection.reader.license_id,
         reader=reader,
         kind="knowledge_base" if collection.reader.entities else "candidates",
         **asdict(settings),
         source=None if folder is None else folder.resolve().name,
-        released_splits=collection.released,
+        released_splits=collection.released == report.read - len(report.skipped),
         rows={
             topic: {split: count for split in SPLITS if (count := collection.count(split, topic))}
             for topic in collection.topics
@@ -169,13 +188,19 @@ def _manifest(
         entities=collection.entities,
         revision=revision,
         read=report.read,
+        previous=None if previous is None else previous.provenance(),
         skipped=report.skipped,
         entities_read=report.entities_read,
         entities_skipped=report.entities_skipped,
         unusable_images={_relative(file, folder): reason for file, reason in sorted(unusable.items())},
         counts=dict(sorted(counts.items())),
-        software={package: version(package) for package in ("m3el-hf", "datasets", "pyarrow", "pillow")},
+        software=_software(),
     )
+
+
+def _software() -> dict[str, str]:
+    """The versions of what decides the bytes of a built folder."""
+    return {package: version(package) for package in ("m3el-hf", "datasets", "pyarrow", "pillow")}
 
 
 def _relative(file: str, folder: Path | None) -> str:

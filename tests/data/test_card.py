@@ -12,6 +12,7 @@ from huggingface_hub import DatasetCard
 from m3el_hf import __version__
 from m3el_hf.data.card import render_dataset_card
 from m3el_hf.data.configs import configs
+from m3el_hf.data.schema import ROW_FEATURES
 from m3el_hf.data.store import build
 from m3el_hf.tasks import TASKS
 from tests.conftest import instance, write_release
@@ -83,7 +84,7 @@ def test_the_card_counts_rows_and_what_was_skipped(released):
     assert "| books | 5 | 1 | 3 |" in text
     assert "| instances in the source | 10 |" in text
     assert "| skipped, with a reason | 1 |" in text
-    assert "Skipped: books_validation.json row 0: has no gold (field Qid)." in text
+    assert r"Skipped: books\_validation.json row 0: has no gold (field Qid)." in text
     assert "The source's own splits are kept." in text
 
 
@@ -91,8 +92,8 @@ def test_only_the_first_skipped_rows_are_listed(released):
     broken = [instance(20 + number, topic="books", Qid="") for number in range(13)]
     (released / "books_validation.json").write_text(json.dumps(broken))
     text = card_of(released).text
-    assert "books_validation.json row 9: has no gold" in text
-    assert "books_validation.json row 10" not in text
+    assert r"books\_validation.json row 9: has no gold" in text
+    assert r"books\_validation.json row 10" not in text
     assert "and 3 more" in text
 
 
@@ -109,7 +110,7 @@ def test_the_card_says_how_rows_were_split_and_shuffled(tmp_path):
     folder = write_release(tmp_path / "release", [instance(number, images=False) for number in range(20)])
     card = card_of(folder, seed=7)
     assert "shuffled with seed 7" in " ".join(card.text.split())
-    assert "Rows without one" in card.text
+    assert "own splits" not in card.text
     assert "with seed 7" in " ".join(card.text.split("## Splits")[1].split())
     for split in ("validation", "test"):
         assert f"| {split} rows with a candidate that also stands in train | 0 |" in card.text
@@ -122,6 +123,43 @@ def test_both_works_that_share_the_name_are_told_apart(released):
     assert "2410.18096" in card.text
     assert "2412.10440" in card.text
     assert f"Built by m3el_hf {__version__}" in card.text
+
+
+def test_rows_with_and_without_a_split_of_the_sources_own_are_told_apart(released):
+    write_release(released, [instance(9, topic="person", images=False)], "person.json")
+    text = " ".join(card_of(released).text.split())
+    assert "The source's own splits are kept for the 8 rows that have one." in text
+    assert "(while groups stay under 5 % of the rows, and among rows whose split is not given) a candidate" in text
+
+
+def test_title_and_licence_can_be_told(released):
+    card = card_of(released, title="Our *own* books", license_id="cc-by-4.0")
+    assert (card.data.pretty_name, card.data.license) == ("Our *own* books", "cc-by-4.0")
+    assert card.text.lstrip().startswith(r"# Our \*own\* books")
+    assert "`cc-by-4.0`, as stated by those who built this." in card.text
+
+
+def test_the_card_says_on_the_hub_how_large_the_data_is(released):
+    card = card_of(released)
+    assert (card.data.license, card.data.size_categories) == ("unknown", "n<1K")
+
+
+def test_what_a_source_writes_is_text_and_no_markup(released):
+    hostile = "[link](https://example.org) | <b>"
+    (released / "books_validation.json").write_text(json.dumps([instance(20, topic="books", Qid=hostile)]))
+    text = card_of(released).text
+    assert r"its gold \[link\](https://example.org) \| \<b\>" in text
+    assert hostile not in text
+
+
+def test_each_work_is_cited_once(released):
+    for card in (card_of(released), card_of(None, "mini", instances=60)):
+        assert card.text.count("eprint = {2410.18096}") == card.text.count("eprint = {2412.10440}") == 1
+
+
+def test_every_column_is_explained(released):
+    columns = card_of(released).text.split("| column | |")[1].split("## Splits")[0]
+    assert [name for name in ROW_FEATURES if f"`{name}`" not in columns] == []
 
 
 def test_generated_data_says_so():
