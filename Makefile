@@ -19,7 +19,7 @@ quality: .venv/tested  ## check style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-style: .venv/tested  ## mend the style
+style: .venv/tested  ## fix the style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 

@@ -5,37 +5,53 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from m3el_hf import __version__
-from m3el_hf.errors import M3ELError
+from m3el_hf.data.manifest import FILE_NAME, Manifest
+from m3el_hf.errors import M3ELError, one_line
 
 if TYPE_CHECKING:
-    from datasets import DatasetDict
-
     from m3el_hf.modeling.modeling_clipnd import ClipNDModel
     from m3el_hf.modeling.processing_clipnd import ClipNDProcessor
 
 
-def check_source(name: str | Path) -> str:
+def check_source(name: str | Path, revision: str | None = None) -> str:
     """Returns ``name`` if it is a folder or looks like a Hub id, ``user/name``.
 
     Without this a mistyped folder is looked up on the Hub, or, worse, found in a cache under the same name.
 
+    Args:
+        name: What is to be loaded.
+        revision: A tag, branch or commit; None for whatever is there.
+
     Raises:
-        M3ELError: If it is neither.
+        M3ELError: If it is neither, or a revision is asked of a folder.
     """
     is_folder = name != "" and Path(name).is_dir()
     if not is_folder and not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(name)):
         raise M3ELError(f"no such folder: {name}; pass a folder, or a Hub id such as user/name")
+    if is_folder and revision is not None:
+        raise M3ELError(f"{name} is a folder, and only a repository on the Hub has revisions: leave {revision!r} out")
     return str(name)
+
+
+def check_split(split: str, splits: Iterable[str], source: str) -> str:
+    """Returns ``split`` if it is among those of a source.
+
+    Raises:
+        M3ELError: If it is not.
+    """
+    if split not in splits:
+        raise M3ELError(f"no split {split!r} in {source}: it has {', '.join(splits)}")
+    return split
 
 
 def is_built(folder: Path) -> bool:
     """Whether ``folder`` is one that `m3el-hf data build` wrote; a raw release may have a README too."""
-    return (folder / "README.md").is_file() and (folder / "manifest.json").is_file()
+    return (folder / "README.md").is_file() and (folder / FILE_NAME).is_file()
 
 
 def fingerprint(folder: Path | None, *settings: object) -> str:
@@ -65,25 +81,126 @@ def _files(folder: Path) -> Iterator[tuple[str, os.stat_result]]:
             yield path, os.lstat(path)
 
 
-def load_built(source: str | Path, config: str = "all") -> DatasetDict:
-    """Loads a built dataset, all splits.
+def explain_hub_error(error: BaseException) -> str:
+    """Says in one line why something could not be had from the Hub.
+
+    Args:
+        error: What `huggingface_hub`, `datasets` or `transformers` raised; the reason may stand in its causes.
+    """
+    from huggingface_hub import is_offline_mode
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HTTPError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, GatedRepoError):
+            return "its owner grants access: ask for it on the repository's page, and run `hf auth login`"
+        if isinstance(cause, RepositoryNotFoundError):
+            return "no such repository on the Hub, or no access to it: check the name, or run `hf auth login`"
+        if isinstance(cause, RevisionNotFoundError):
+            return "the repository has no such revision"
+        unreachable = isinstance(cause, HTTPError) and not isinstance(cause, HfHubHTTPError)
+        if unreachable or isinstance(cause, (ConnectionError, LocalEntryNotFoundError)):
+            why = "HF_HUB_OFFLINE is set" if is_offline_mode() else "the Hub cannot be reached"
+            return f"{why}, and not all of it is in the cache"
+        cause = cause.__cause__
+    return one_line(error)
+
+
+def fetch_built(source: str | Path, *patterns: str, revision: str | None = None) -> Path:
+    """Returns the folder of a built dataset; of a Hub repository, the one that holds what was downloaded of it.
+
+    Args:
+        source: A folder that `m3el-hf data build` wrote, or a Hub id.
+        *patterns: The files of a Hub repository to download beside its manifest.
+        revision: A tag, branch or commit of a Hub repository; None for its main branch.
+
+    Raises:
+        M3ELError: If it cannot be had, or is no built dataset.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HTTPError
+
+    folder = Path(check_source(source, revision))
+    if not folder.is_dir():
+        wanted = [FILE_NAME, *patterns]
+        try:
+            folder = Path(snapshot_download(str(source), repo_type="dataset", revision=revision, allow_patterns=wanted))
+        except (OSError, ValueError, HTTPError) as error:  # the client lets its HTTP library's own errors through
+            raise M3ELError(f"{source} cannot be fetched: {explain_hub_error(error)}") from error
+    if not (folder / FILE_NAME).is_file():
+        raise M3ELError(f"{source} is no dataset that m3el-hf data build wrote: it has no {FILE_NAME}")
+    return folder
+
+
+def load_built(
+    source: str | Path,
+    config: str = "all",
+    *,
+    task: str | None = None,
+    split: str | None = None,
+    revision: str | None = None,
+    streaming: bool = False,
+    cache_dir: str | Path | None = None,
+    **settings: str | int | None,
+) -> Any:
+    """Loads any topic and task of a built dataset; plain `load_dataset` knows only one or the other.
 
     Args:
         source: A folder that `m3el-hf data build` wrote, or a Hub id.
         config: One of its configs.
+        task: One of the nine tasks, to see a topic as that task does.
+        split: One split, or None for all of them. Of a Hub repository, only its files are downloaded.
+        revision: A tag, branch or commit of a Hub repository; None for its main branch.
+        streaming: Whether to read rows as they are asked for, rather than all at once.
+        cache_dir: Where `datasets` keeps what it made; None for its default.
+        **settings: Its ``reader``, ``seed`` or ``protocol``, where it has to be that; None for whatever it is.
+
+    Returns:
+        One `Dataset`, or a `DatasetDict` if ``split`` is None; their iterable kin if streaming.
 
     Raises:
-        M3ELError: If it cannot be loaded.
+        M3ELError: If it cannot be loaded, has no such config or split, or was built with other settings.
     """
     from datasets import load_dataset
+    from huggingface_hub.errors import HTTPError
 
+    from m3el_hf.data.configs import select
+
+    folder = fetch_built(source, revision=revision)
+    if not Path(source).is_dir():
+        revision = folder.name  # the commit: the rows must be of the manifest's, whatever is pushed meanwhile
+    manifest = Manifest.load(folder)
+    for name, value in settings.items():
+        built = getattr(manifest, name)
+        if value not in (None, built):
+            raise M3ELError(
+                f"{source} was built with {name} {built}: leave {name} out, or build it again with --{name} {value}"
+            )
+    view = select(config, task, manifest.rows, manifest.kind == "knowledge_base")
+    files = view.data_files(manifest.rows)
+    if split is not None:
+        files = {split: files[check_split(split, files, str(source))]}
+    path = str(source) if streaming else str(fetch_built(source, *files.values(), revision=revision))
+    columns = None if view.columns is None else list(view.columns)
     try:
-        return load_dataset(check_source(source), config)
-    except M3ELError:
-        raise
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise M3ELError(f"{source} is no dataset that m3el-hf data build wrote: {reason}") from error
+        return load_dataset(
+            path,
+            data_files=files,
+            columns=columns,
+            split=split,
+            revision=revision,
+            streaming=streaming,
+            cache_dir=cache_dir,
+        )
+    except (OSError, ValueError, HTTPError) as error:
+        raise M3ELError(f"{source} cannot be loaded: {explain_hub_error(error)}") from error
 
 
 def load_model(source: str | Path) -> tuple[ClipNDModel, ClipNDProcessor]:
@@ -104,5 +221,5 @@ def load_model(source: str | Path) -> tuple[ClipNDModel, ClipNDProcessor]:
     try:
         model, processor = ClipNDModel.from_pretrained(name), ClipNDProcessor.from_pretrained(name)
     except (OSError, ValueError) as error:
-        raise M3ELError(f"{source} is no saved model: {' '.join(str(error).split())}") from error
+        raise M3ELError(f"{source} cannot be loaded as a model: {explain_hub_error(error)}") from error
     return model.to(Accelerator().device), processor

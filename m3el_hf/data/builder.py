@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -12,17 +12,15 @@ import datasets
 
 from m3el_hf import __version__
 from m3el_hf.data.collection import Piece, Spool, collect
-from m3el_hf.data.configs import DEFAULT_CONFIG, ENTITIES_CONFIG, MENTIONS_CONFIG, Config, configs, select
+from m3el_hf.data.configs import DEFAULT_CONFIG, ENTITIES_CONFIG, Config, select
 from m3el_hf.data.images import SHORT_SIDE, PictureStore
-from m3el_hf.data.manifest import FILE_NAME, Manifest
 from m3el_hf.data.readers import get_reader
 from m3el_hf.data.rows import RowMaker, check_protocol
 from m3el_hf.data.schema import SPLITS
 from m3el_hf.errors import M3ELError
-from m3el_hf.sources import check_source, fingerprint, is_built
+from m3el_hf.sources import check_source, check_split, fingerprint, is_built, load_built
 from m3el_hf.tasks import TOPICS
 
-_NAMES = [*configs(TOPICS, knowledge_base=False), MENTIONS_CONFIG]
 _PIECE = 500  # rows that one process takes at a time
 
 
@@ -31,18 +29,36 @@ class M3ELConfig(datasets.BuilderConfig):
     """A config of the builder.
 
     Attributes:
+        name: ``"all"``, a topic, a task, ``"mentions"`` or ``"entities"``.
         task: One of the nine tasks, beside the name ``"all"`` or a topic; None for all columns.
         reader: The raw format, a name of `m3el_hf.data.readers.READERS`.
         seed: Seeds the splits (where the release has none) and the order of candidates.
         protocol: One of `m3el_hf.data.rows.PROTOCOLS`.
         short_side: Larger pictures are reduced to this short side, in pixels; None keeps the originals.
+        view: What the name and the task show.
+
+    Raises:
+        M3ELError: If one of them does not exist, or the folder is a built one.
     """
 
+    name: str = DEFAULT_CONFIG
     task: str | None = None
     reader: str = "m3el"
     seed: int = 0
     protocol: str = "as_released"
     short_side: int | None = SHORT_SIDE
+    view: Config = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Refuses what can be refused before the release is read."""
+        if self.data_dir is not None and is_built(Path(self.data_dir)):
+            call = f"load_m3el({self.name!r}, data_dir={str(self.data_dir)!r})"
+            raise M3ELError(f"{self.data_dir} is a built dataset, no raw release: load it with m3el_hf.{call}")
+        check_protocol(self.protocol)
+        shares_base = get_reader(self.reader).entities is not None
+        # Only the topics of M³EL have fixed names.
+        self.view = select(self.name, self.task, TOPICS if self.reader == "m3el" else None, shares_base)
+        super().__post_init__()
 
     def create_config_id(self, config_kwargs: dict[str, Any], custom_features: Any = None) -> str:
         """Names the cache after the release's files too: `datasets` would go by the folder's name alone."""
@@ -58,18 +74,13 @@ class M3EL(datasets.GeneratorBasedBuilder):
 
     VERSION = datasets.Version(__version__)
     BUILDER_CONFIG_CLASS = M3ELConfig
-    BUILDER_CONFIGS = [M3ELConfig(name=name, version=datasets.Version(__version__)) for name in _NAMES]  # noqa: RUF012
     DEFAULT_CONFIG_NAME = DEFAULT_CONFIG
 
-    @property
-    def _view(self) -> Config:
-        return select(self.config.name, self.config.task)
-
     def _info(self) -> datasets.DatasetInfo:
-        return datasets.DatasetInfo(features=self._view.features)
+        return datasets.DatasetInfo(features=self.config.view.features)
 
     def _split_generators(self, dl_manager: Any) -> list[datasets.SplitGenerator]:
-        config, view = self.config, self._view
+        config, view = self.config, self.config.view
         if config.data_dir is None:
             raise M3ELError("data_dir is not set: pass the folder that holds the release")
         # The builder keeps the collection, for its spool is removed with it.
@@ -79,9 +90,6 @@ class M3EL(datasets.GeneratorBasedBuilder):
             parts: list[Any] = [*collection.base(size=_PIECE)]
             parts += [piece for split in SPLITS for piece in collection.pieces(split, size=_PIECE) if piece.entities]
             return [datasets.SplitGenerator("train", gen_kwargs=shared | {"pieces": parts})]
-        if (view.name == MENTIONS_CONFIG) != (collection.reader.entities is not None):
-            right = [DEFAULT_CONFIG, "a topic", "a task"] if view.name == MENTIONS_CONFIG else [MENTIONS_CONFIG]
-            raise M3ELError(f"{config.data_dir} has no {view.name!r}: choose {', '.join([*right, ENTITIES_CONFIG])}")
         found = {split: collection.pieces(split, view.topic, size=_PIECE) for split in SPLITS}
         if not any(found.values()):
             raise M3ELError(f"{config.data_dir} has no {view.topic} rows: it has {', '.join(collection.topics)}")
@@ -92,7 +100,7 @@ class M3EL(datasets.GeneratorBasedBuilder):
         ]
 
     def _generate_examples(self, spool: Path, pieces: list[Piece | range]) -> Iterator[tuple[str, dict[str, Any]]]:
-        config, view = self.config, self._view
+        config, view = self.config, self.config.view
         maker = RowMaker(Spool(spool), PictureStore(config.short_side), config.seed, config.protocol)
         for piece in pieces:
             if isinstance(piece, range):
@@ -112,10 +120,10 @@ def register_dataset() -> None:
     folder of that name. Call it once a process, before `load_dataset`.
 
     Example:
-        >>> from datasets import get_dataset_config_names
+        >>> from datasets import load_dataset_builder
         >>> register_dataset()
-        >>> get_dataset_config_names("m3el", data_files={"train": __file__})[:3]
-        ['all', 'movies', 'common']
+        >>> list(load_dataset_builder("m3el", "i2i", data_files={"train": __file__}).info.features)
+        ['id', 'topic', 'mention_image', 'answer', 'candidate_images']
     """
     from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES
 
@@ -128,26 +136,30 @@ def load_m3el(
     data_dir: str | Path,
     task: str | None = None,
     split: str | None = None,
+    revision: str | None = None,
     streaming: bool = False,
-    reader: str = "m3el",
-    seed: int = 0,
+    reader: str | None = None,
+    seed: int | None = None,
     protocol: str | None = None,
     num_proc: int | None = None,
     cache_dir: str | Path | None = None,
 ) -> Any:
     """Reads a raw release without a build step, or any topic and task of a built one.
 
+    A built folder has its own reader, seed and protocol. They need not be given, and others are refused.
+
     Args:
         config: ``"all"``, a topic, a task such as ``"i2t"``, or ``"entities"``; where the mentions share a knowledge
             base, ``"mentions"`` or ``"entities"``.
         data_dir: The folder of a raw release, or a built folder, or a Hub id of one.
         task: One of the nine tasks, to see a topic as that task does.
-        split: One split, or None for all of them.
+        split: One split, or None for all of them. Of a Hub repository, only its files are downloaded.
+        revision: A tag, branch or commit of a Hub repository; None for its main branch.
         streaming: Whether to read rows as they are asked for, rather than all at once.
-        reader: The raw format, a name of `m3el_hf.data.readers.READERS`; a built folder needs none.
-        seed: Seeds the splits (where a raw release has none) and the order of candidates.
-        protocol: How a raw release is read: ``"as_released"``, or ``"deleaked"``, which removes a mention's picture
-            where it is the gold's own; None for as released, or for however a built folder was built.
+        reader: The raw format, a name of `m3el_hf.data.readers.READERS`; None for ``"m3el"``.
+        seed: Seeds the splits (where a raw release has none) and the order of candidates; None for 0.
+        protocol: ``"as_released"``, or ``"deleaked"``, which removes a mention's picture where it is the gold's own;
+            None for as released.
         num_proc: Processes that read a raw release; None for one.
         cache_dir: Where `datasets` keeps what it made; None for its default.
 
@@ -155,24 +167,23 @@ def load_m3el(
         One `Dataset`, or a `DatasetDict` if ``split`` is None; their iterable kin if streaming.
 
     Raises:
-        M3ELError: If the config or the folder does not exist, or nothing in it can be used.
+        M3ELError: If the config, the folder or the repository does not exist, or nothing in it can be used.
     """
-    folder = Path(data_dir)
-    if not folder.is_dir() or is_built(folder):
-        source = check_source(data_dir)
-        return _load_built(config, task, source, split, protocol, streaming=streaming, cache_dir=cache_dir)
-    select(config, task)
-    protocol = check_protocol(protocol or "as_released")
-    get_reader(reader)
-    builder = M3EL(
-        config_name=config,
-        data_dir=str(folder),
-        cache_dir=cache_dir,
-        task=task,
-        reader=reader,
-        seed=seed,
-        protocol=protocol,
-    )
+    source = check_source(data_dir, revision)
+    settings = {"reader": reader, "seed": seed, "protocol": protocol}
+    if not Path(source).is_dir() or is_built(Path(source)):
+        return load_built(
+            source,
+            config,
+            task=task,
+            split=split,
+            revision=revision,
+            streaming=streaming,
+            cache_dir=cache_dir,
+            **settings,
+        )
+    given = {name: value for name, value in settings.items() if value is not None}
+    builder = M3EL(config_name=config, data_dir=source, cache_dir=cache_dir, task=task, **given)
     try:
         if streaming:
             rows = builder.as_streaming_dataset()
@@ -183,43 +194,4 @@ def load_m3el(
         if isinstance(error.__cause__, M3ELError):
             raise error.__cause__ from None
         raise
-    return _one_split(rows, split, folder)
-
-
-def _load_built(
-    config: str, task: str | None, source: str, split: str | None, protocol: str | None, **options: Any
-) -> datasets.DatasetDict | datasets.Dataset:
-    """Loads any topic and task of a built folder or of a Hub repository; its own configs have only one or the other."""
-    if Path(source).is_dir():
-        manifest = Manifest.load(Path(source))
-    else:
-        manifest = _hub_manifest(source)
-    if protocol not in (None, manifest.protocol):
-        raise M3ELError(f"{source} was built {manifest.protocol}: build it again with --protocol {protocol}")
-    view = select(config, task, manifest.rows)
-    if (view.folder == MENTIONS_CONFIG) != (manifest.kind == "knowledge_base") and view.name != ENTITIES_CONFIG:
-        known = configs(manifest.rows, manifest.kind == "knowledge_base")
-        raise M3ELError(f"{source} has no {config!r}: choose one of {', '.join(known)}")
-    columns = None if view.columns is None else list(view.columns)
-    rows = datasets.load_dataset(source, data_files=view.data_files(manifest.rows), columns=columns, **options)
-    return _one_split(rows, split, source)
-
-
-def _hub_manifest(source: str) -> Manifest:
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError
-
-    try:
-        path = hf_hub_download(source, FILE_NAME, repo_type="dataset")
-    except (OSError, ValueError, HfHubHTTPError) as error:
-        reason = " ".join(str(error).split())
-        raise M3ELError(f"{source} is no dataset that m3el-hf data build wrote: {reason}") from error
-    return Manifest.load(Path(path).parent)
-
-
-def _one_split(rows: Any, split: str | None, source: str | Path) -> Any:
-    if split is None:
-        return rows
-    if split not in rows:
-        raise M3ELError(f"no split {split!r} in {source}: it has {', '.join(rows)}")
-    return rows[split]
+    return rows if split is None else rows[check_split(split, rows, source)]

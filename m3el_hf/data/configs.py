@@ -5,6 +5,7 @@ The published folder's YAML and the builder are both made of this one table.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -32,7 +33,7 @@ class Config:
         name: What `load_dataset` is given.
         folder: The folder of the published repository that it reads.
         topic: The one topic it holds, or None for all.
-        columns: The columns it shows, or None for all of the folder's.
+        columns: The columns it shows, in the folder's order whatever theirs is, or None for all of the folder's.
         default: Whether it is what `load_dataset` gives without a name.
     """
 
@@ -44,9 +45,9 @@ class Config:
 
     @property
     def features(self) -> Features:
-        """The features of its rows."""
+        """The features of its rows, in the order of its files, which is the one that `load_dataset` keeps."""
         features = _FEATURES[self.folder]
-        return features if self.columns is None else Features({name: features[name] for name in self.columns})
+        return Features({name: kind for name, kind in features.items() if name in (self.columns or features)})
 
     def data_files(self, rows: Mapping[str, Mapping[str, int]]) -> dict[str, str]:
         """Returns the files of each split that has some, as patterns.
@@ -83,18 +84,24 @@ def configs(topics: Iterable[str], knowledge_base: bool) -> dict[str, Config]:
     return {config.name: config for config in views}
 
 
-def select(name: str, task: str | None = None, topics: Iterable[str] = TOPICS) -> Config:
+def select(
+    name: str, task: str | None = None, topics: Iterable[str] | None = TOPICS, knowledge_base: bool = False
+) -> Config:
     """Returns the view of a name, or of a topic (or ``"all"``) and a task.
 
     Args:
         name: ``"all"``, a topic, a task, ``"mentions"`` or ``"entities"``.
         task: One of the nine tasks, with ``"all"`` or a topic.
-        topics: The topics that there are.
+        topics: The topics that there are; None while nobody knows them, so that any word that is no other view's name
+            is taken for a topic.
+        knowledge_base: Whether the mentions share a knowledge base: they have neither topics nor tasks then.
 
     Raises:
         M3ELError: If there is no such view.
     """
-    known = configs(topics, knowledge_base=False) | configs((), knowledge_base=True)
+    if topics is None:
+        topics = () if name in RESERVED or not re.fullmatch(r"[\w-]+", name) else (name,)
+    known = configs(topics, knowledge_base)
     if name not in known:
         raise M3ELError(f"unknown config {name!r}: choose one of {', '.join(known)}")
     if task is None:

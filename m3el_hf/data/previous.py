@@ -9,10 +9,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from m3el_hf.data.manifest import FILE_NAME, Manifest
+from m3el_hf.data.manifest import Manifest
 from m3el_hf.data.schema import Record
 from m3el_hf.errors import M3ELError, one_line
-from m3el_hf.sources import check_source
+from m3el_hf.sources import fetch_built
 
 _COLUMNS = ["answer_qid", "mention", "context"]
 """What a row is known by: its id may hold its place in the source, which moves."""
@@ -34,7 +34,7 @@ class PreviousSplits:
     """
 
     def __init__(self, source: str | Path) -> None:
-        folder = _fetch(check_source(source))
+        folder = fetch_built(source, "text/**", "mentions/**")
         self.name = folder.resolve().name if folder == Path(source) else str(source)
         self.revision = Manifest.load(folder).revision
         self.rows = 0
@@ -62,21 +62,6 @@ class PreviousSplits:
 
 def _key(*values: str | None) -> bytes:
     return hashlib.blake2b(repr(values).encode(), digest_size=8).digest()
-
-
-def _fetch(source: str) -> Path:
-    if Path(source).is_dir():
-        folder = Path(source)
-    else:
-        from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HfHubHTTPError
-
-        patterns = [FILE_NAME, "text/**", "mentions/**"]
-        try:
-            folder = Path(snapshot_download(source, repo_type="dataset", allow_patterns=patterns))
-        except (OSError, ValueError, HfHubHTTPError) as error:
-            raise M3ELError(f"{source} cannot be fetched: {' '.join(str(error).split())}") from error
-    return folder
 
 
 def _row_files(folder: Path) -> list[Path]:

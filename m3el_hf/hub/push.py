@@ -17,12 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, get_token
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, OfflineModeIsEnabled
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, get_token, is_offline_mode
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError
 from huggingface_hub.utils import validate_repo_id
 
 from m3el_hf import __version__
-from m3el_hf.errors import M3ELError
+from m3el_hf.data.manifest import FILE_NAME
+from m3el_hf.errors import M3ELError, one_line
 from m3el_hf.sources import is_built
 
 Result = TypeVar("Result")
@@ -34,7 +35,8 @@ WAITS = (1.0, 2.0, 4.0)
 """Seconds before each new attempt at a request that the client itself makes only once."""
 
 DATASET_FOLDERS = ("data", "text", "mentions", "entities", "audit")
-"""The folders of a built dataset: what stands in them on the Hub and no longer here is deleted there."""
+DATASET_FILES = ("README.md", FILE_NAME, "unusable_images.csv")
+"""What a built dataset consists of: what of it stands on the Hub and no longer here is deleted there."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ def push_folder(
 
     A folder that has not changed makes no commit. Shards that the repository has and the folder no longer has are
     deleted in the same commit, since they would be read too; other files that only the repository has stay. Hidden and
-    unfinished files are never uploaded, and of a dataset only its own folders and the files beside them.
+    unfinished files are never uploaded, and of a dataset only what a build or an audit wrote.
 
     The client tries a file's upload again by itself, with growing waits. This tries again what the client does not:
     creating the repository, the commit, the tag.
@@ -125,13 +127,15 @@ def _check(folder: Path, repo_id: str, repo_type: RepoType, create_pr: bool, tag
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
-        raise M3ELError(f"{repo_id} is no name of a repository: {' '.join(str(error).split())}") from error
+        raise M3ELError(f"{repo_id} is no name of a repository: {one_line(error)}") from error
     if "/" not in repo_id:
         raise M3ELError(f"{repo_id} does not say whose it is: pass user/{repo_id}")
     if tag is not None and create_pr:
         raise M3ELError("a pull request cannot be a version: tag it once it is merged, or push without a pull request")
     if tag is not None and not re.fullmatch(r"\w+([.+-]\w+)*", tag, re.ASCII):
         raise M3ELError(f"{tag!r} cannot name a version: use letters, digits and points, such as v1.0")
+    if is_offline_mode():
+        raise M3ELError(f"{folder} cannot be pushed while HF_HUB_OFFLINE is set: unset it")
 
 
 @dataclass(frozen=True)
@@ -192,6 +196,7 @@ def _files(folder: Path, repo_type: RepoType) -> Iterator[tuple[str, Path]]:
         folders[:] = sorted(name for name in folders if not _is_unfinished(name) and name != "__pycache__")
         if repo_type == "dataset" and Path(parent) == folder:
             folders[:] = [name for name in folders if name in DATASET_FOLDERS]
+            names = [name for name in names if name in DATASET_FILES]
         for name in sorted(names):
             if not _is_unfinished(name):
                 file = Path(parent, name)
@@ -206,7 +211,7 @@ def _is_unfinished(name: str) -> bool:
 def _is_replaced(path: str, repo_type: RepoType) -> bool:
     """Whether a push decides if the repository has such a file: a dataset's parts, a model's weights and adapters."""
     if repo_type == "dataset":
-        return path.startswith(tuple(f"{name}/" for name in DATASET_FOLDERS))
+        return path in DATASET_FILES or path.startswith(tuple(f"{name}/" for name in DATASET_FOLDERS))
     return "/" not in path and path.endswith((".safetensors", ".safetensors.index.json", "adapter_config.json"))
 
 
@@ -218,7 +223,7 @@ def _persist(attempt: Callable[[], Result], waits: tuple[float, ...] = WAITS) ->
         except HTTPError as error:
             if not _may_pass(error):
                 raise
-            logger.warning("%s; trying again in %g s", " ".join(str(error).split()), wait)
+            logger.warning("%s; trying again in %g s", one_line(error), wait)
             time.sleep(wait)
     return attempt()
 
@@ -240,17 +245,16 @@ def _explain(error: Exception, look: str) -> str:
     """
     # The client hides why a file could not be uploaded in the cause of a RuntimeError.
     failure = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ else error
-    said = " ".join(str(failure).split())
+    said = one_line(failure)
     again = f"{look}run the same command again: what has arrived is kept"
     if isinstance(failure, HfHubHTTPError):
         if failure.response.status_code == 401:
             return "the Hub does not know the token: run `hf auth login`"
         if failure.response.status_code == 403:
-            reason = " ".join((failure.server_message or said).split())
+            reason = one_line(failure.server_message or said)
             return f"the token does not allow it ({reason}): use one that may write there"
         return f"{said}; {again}" if _may_pass(failure) else said
     # Xet, being no HTTP library, raises Python's own errors.
     if isinstance(failure, (HTTPError, RuntimeError, ConnectionError, TimeoutError)):
-        switched_off = isinstance(failure, OfflineModeIsEnabled)
-        return said if switched_off else f"the connection to the Hub failed ({said}); {again}"
+        return f"the connection to the Hub failed ({said}); {again}"
     return said

@@ -12,7 +12,7 @@ from m3el_hf.errors import M3ELError
 from m3el_hf.modeling.configuration_clipnd import ClipNDConfig
 from m3el_hf.modeling.modeling_clipnd import ClipNDModel
 from m3el_hf.modeling.processing_clipnd import ClipNDProcessor
-from m3el_hf.sources import check_source
+from m3el_hf.sources import check_source, explain_hub_error
 
 
 def start_model(base: str | None, head: str, rows: Dataset, seed: int = 0) -> tuple[ClipNDModel, ClipNDProcessor]:
@@ -37,8 +37,7 @@ def start_model(base: str | None, head: str, rows: Dataset, seed: int = 0) -> tu
     try:
         model, processor = ClipNDModel.from_clip(base, head=head), ClipNDProcessor.from_pretrained(base)
     except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise M3ELError(f"cannot start from {base}: {reason}") from error
+        raise M3ELError(f"cannot start from {base}: {explain_hub_error(error)}") from error
     return model.to(device), processor
 
 

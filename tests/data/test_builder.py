@@ -144,6 +144,62 @@ def mistake(**arguments: Any) -> str:
 def test_an_unknown_config_is_a_mistake(release, tmp_path):
     message = mistake(config="music", data_dir=release, cache_dir=tmp_path)
     assert message.startswith("unknown config 'music': choose one of all, movies")
+    for reader in ("m3el", "wikidiverse-candidates"):
+        assert "'a/b'" in mistake(config="a/b", data_dir=release, reader=reader, cache_dir=tmp_path)
+
+
+@pytest.fixture
+def passages(tmp_path: Path) -> Path:
+    """A release of WikiDiverse with candidates, in two topics that M³EL has not."""
+    folder = tmp_path / "wikidiverse"
+    folder.mkdir()
+    wiki = "https://en.wikipedia.org/wiki/"
+    for split in ("train", "test"):
+        rows = [
+            [
+                f"{split} {k}",
+                "",
+                "Lions",
+                "Org",
+                "",
+                "",
+                f"{wiki}Lions_{k}",
+                [f"{wiki}Lions_{k}", f"{wiki}Lion"],
+                topic,
+                0,
+                5,
+            ]
+            for topic in ("Politics", "Crime")
+            for k in range(3)
+        ]
+        (folder / f"{split}.json").write_text(json.dumps(rows))
+    return folder
+
+
+@pytest.mark.parametrize("task", [None, "t2t"])
+def test_the_topics_of_another_source_are_read_raw(passages, tmp_path, task):
+    build("wikidiverse-candidates", passages, tmp_path / "built", progress=False)
+    raw, built = (
+        load_m3el("politics", task=task, data_dir=folder, reader="wikidiverse-candidates", cache_dir=tmp_path / "cache")
+        for folder in (passages, tmp_path / "built")
+    )
+    assert {split: rows["topic"][:] for split, rows in raw.items()} == {
+        "train": ["politics"] * 3,
+        "test": ["politics"] * 3,
+    }
+    assert rows_by_split(raw) == rows_by_split(built)
+
+
+def test_a_topic_that_another_source_has_not_is_a_mistake_that_names_the_present(passages, tmp_path):
+    message = mistake(config="Politics", data_dir=passages, reader="wikidiverse-candidates", cache_dir=tmp_path)
+    assert message == f"{passages} has no Politics rows: it has crime, politics"
+
+
+def test_a_mistaken_topic_of_m3el_is_told_before_anything_is_read(release, tmp_path, monkeypatch):
+    monkeypatch.setattr(builder_module, "collect", lambda *args, **kwargs: pytest.fail("read"))
+    monkeypatch.setattr(builder_module, "fingerprint", lambda folder: pytest.fail("looked through"))
+    message = mistake(config="persn", data_dir=release, cache_dir=tmp_path)
+    assert message.startswith("unknown config 'persn': choose one of all, movies, common, person, books, sports, t2t")
 
 
 def test_a_missing_folder_is_a_mistake(tmp_path):
@@ -210,6 +266,18 @@ def test_a_topic_is_read_as_a_task_sees_it_raw_and_built_streaming_and_not(sourc
     assert isinstance(load_m3el("books", data_dir=built, streaming=True)["train"], IterableDataset)
 
 
+@pytest.mark.parametrize("view", [{"config": "all"}, {"config": "it2it"}, {"config": "books", "task": "i2t"}])
+def test_the_columns_stand_in_one_order_raw_and_built_streaming_and_not(source, built, tmp_path, view):
+    expected = list(select(view["config"], view.get("task")).features)
+    assert len(expected) > 4
+    for folder in (source, built):
+        for streaming in (False, True):
+            rows = load_m3el(**view, data_dir=folder, split="train", cache_dir=tmp_path, streaming=streaming)
+            assert rows.column_names == list(next(iter(rows))) == expected
+    if "task" not in view:
+        assert load_dataset(str(built), view["config"], split="train").column_names == expected
+
+
 def test_two_processes_read_the_same_rows(source, tmp_path, monkeypatch):
     monkeypatch.setattr(builder_module, "_PIECE", 4)
     one, two = (rows_of(source, tmp_path / str(number), num_proc=number) for number in (1, 2))
@@ -226,13 +294,45 @@ def test_the_deleaked_protocol_goes_through(release, tmp_path):
 
 def test_candidates_and_knowledge_bases_have_different_configs(release, tmp_path):
     message = mistake(config="mentions", data_dir=release, cache_dir=tmp_path)
-    assert message == f"{release} has no 'mentions': choose all, a topic, a task, entities"
+    assert message.startswith("unknown config 'mentions': choose one of all, movies, ")
+    message = mistake(config="all", data_dir=release, reader="mimic", cache_dir=tmp_path)
+    assert message == "unknown config 'all': choose one of mentions, entities"
 
 
-def test_a_built_folder_has_its_own_protocol_and_configs(built):
-    message = mistake(data_dir=built, protocol="deleaked")
-    assert message == f"{built} was built as_released: build it again with --protocol deleaked"
-    assert mistake(config="mentions", data_dir=built).startswith(f"{built} has no 'mentions': choose one of all, ")
+def test_a_built_folder_has_its_own_configs(built):
+    message = mistake(config="mentions", data_dir=built)
+    assert message.startswith("unknown config 'mentions': choose one of all, person, books, t2t")
+    assert mistake(config="sports", data_dir=built).startswith(
+        "unknown config 'sports': choose one of all, person, books, "
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "built_with", "asked"),
+    [("reader", "m3el", "mimic"), ("seed", 0, 5), ("protocol", "as_released", "deleaked")],
+)
+def test_a_built_folder_has_its_own_settings(built, name, built_with, asked):
+    message = mistake(data_dir=built, **{name: asked})
+    assert message == (
+        f"{built} was built with {name} {built_with}: leave {name} out, or build it again with --{name} {asked}"
+    )
+    assert len(load_m3el("books", data_dir=built, split="test", **{name: built_with})) == 3
+
+
+def test_a_seed_of_0_is_asked_for_too(source, tmp_path):
+    build("m3el", source, tmp_path / "m3el", seed=5, progress=False)
+    assert "was built with seed 5" in mistake(data_dir=tmp_path / "m3el", seed=0)
+
+
+def test_what_is_not_asked_for_is_the_default(release, tmp_path):
+    assert rows_of(release, tmp_path, reader="m3el", seed=0, protocol="as_released") == rows_of(release, tmp_path)
+
+
+@pytest.mark.parametrize("folder", ["source", "built"])
+def test_a_folder_has_no_revisions(folder, request):
+    place = request.getfixturevalue(folder)
+    message = mistake(data_dir=place, revision="v1.0")
+    assert message == f"{place} is a folder, and only a repository on the Hub has revisions: leave 'v1.0' out"
 
 
 @pytest.mark.parametrize(
@@ -259,6 +359,41 @@ rows = load_dataset("m3el", "person", data_dir=release, cache_dir=cache)
 stream = load_dataset("m3el", "t2t", data_dir=release, split="train", streaming=True, seed=3)
 print(json.dumps([{split: one["id"][:] for split, one in rows.items()}, [row["id"] for row in stream]]))
 """
+
+
+REGISTERED_WITH_TOPICS = """
+import sys
+from datasets import disable_progress_bars, load_dataset
+import m3el_hf
+
+disable_progress_bars()
+m3el_hf.register_dataset()
+release, built, cache = sys.argv[1:]
+options = dict(data_dir=release, cache_dir=cache, reader="wikidiverse-candidates")
+assert load_dataset("m3el", "politics", **options, task="t2t", split="test")["topic"][:] == ["politics"] * 3
+assert load_dataset("m3el", **options, split="test").num_rows == 6
+for options in ({"name": "politics", "data_dir": release}, {"name": "person", "data_dir": built}):
+    try:
+        load_dataset("m3el", **options, cache_dir=cache)
+    except m3el_hf.M3ELError as error:
+        print(error)
+"""
+
+
+def test_a_registered_builder_reads_other_sources_and_refuses_built_folders(passages, built, tmp_path):
+    process = subprocess.run(
+        [sys.executable, "-c", REGISTERED_WITH_TOPICS, str(passages), str(built), str(tmp_path / "cache")],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert process.returncode == 0, process.stderr
+    unknown, refused = process.stdout.splitlines()
+    assert unknown.startswith("unknown config 'politics': choose one of all, movies")
+    assert refused == (
+        f"{built} is a built dataset, no raw release: load it with m3el_hf.load_m3el('person', data_dir={str(built)!r})"
+    )
 
 
 def test_a_registered_builder_reads_a_raw_release_by_name(release, tmp_path):

@@ -30,6 +30,7 @@ def test_a_task_shows_its_columns_of_all_topics(name):
     assert config.topic is None
     assert config.columns == TASKS[name].columns
     assert dict(config.features) == {column: ROW_FEATURES[column] for column in TASKS[name].columns}
+    assert list(config.features) == [column for column in ROW_FEATURES if column in TASKS[name].columns]
 
 
 def test_only_the_task_without_pictures_reads_the_files_without_pictures():
@@ -67,14 +68,34 @@ def test_a_topic_and_a_task_are_both_kept():
     }
 
 
-@pytest.mark.parametrize("name", ["t2t", "entities", "mentions"])
-def test_a_task_goes_with_a_topic_only(name):
+@pytest.mark.parametrize(("name", "knowledge_base"), [("t2t", False), ("entities", False), ("mentions", True)])
+def test_a_task_goes_with_a_topic_only(name, knowledge_base):
     with pytest.raises(M3ELError, match=f"^a task goes with 'all' or a topic, not with '{name}'$"):
-        select(name, "i2i")
+        select(name, "i2i", knowledge_base=knowledge_base)
 
 
-@pytest.mark.parametrize("name", ["music", "", "ALL", "t2"])
+@pytest.mark.parametrize("name", ["music", "", "ALL", "t2", "mentions"])
 def test_an_unknown_config_is_named_beside_the_known(name):
     with pytest.raises(M3ELError) as caught:
         select(name)
-    assert str(caught.value) == f"unknown config {name!r}: choose one of {', '.join(CONFIGS)}, mentions"
+    assert str(caught.value) == f"unknown config {name!r}: choose one of {', '.join(CONFIGS)}"
+
+
+def test_any_word_may_be_a_topic_while_the_topics_are_unknown():
+    view = select("politics", "i2i", topics=None)
+    assert (view.topic, view.columns) == ("politics", TASKS["i2i"].columns)
+    assert select("t2t", topics=None) == CONFIGS["t2t"]
+    assert select("all", topics=None) == CONFIGS["all"]
+
+
+@pytest.mark.parametrize("name", ["", "default", "mentions", "a/b"])
+def test_no_topic_has_a_reserved_name_or_none(name):
+    with pytest.raises(M3ELError, match=f"^unknown config '{name}': choose one of all, t2t, .*, entities$"):
+        select(name, topics=None)
+
+
+@pytest.mark.parametrize("topics", [None, TOPICS, ["mentions"]])
+def test_a_knowledge_base_has_no_topics(topics):
+    for name in ("all", "person", "politics", "t2t"):
+        with pytest.raises(M3ELError, match=f"^unknown config '{name}': choose one of mentions, entities$"):
+            select(name, topics=topics, knowledge_base=True)

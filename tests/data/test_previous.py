@@ -59,5 +59,5 @@ def test_new_rows_beside_an_earlier_version_are_split_as_ever(tmp_path):
 
 
 def test_a_previous_version_must_be_a_built_one(source, tmp_path):
-    with pytest.raises(M3ELError, match="is no built dataset: build it first"):
+    with pytest.raises(M3ELError, match="is no dataset that m3el-hf data build wrote"):
         build("m3el", source, tmp_path / "m3el", progress=False, previous=source)

@@ -163,6 +163,8 @@ def test_only_what_belongs_to_a_dataset_is_uploaded(client, hub, built, tmp_path
         "data/person/.train.parquet",
         "data/train.parquet.tmp",
         "data.partial/train.parquet",
+        "notes.txt",
+        "train.parquet",
     ):
         (built / name).parent.mkdir(parents=True, exist_ok=True)
         (built / name).write_bytes(b"secret")
@@ -170,9 +172,13 @@ def test_only_what_belongs_to_a_dataset_is_uploaded(client, hub, built, tmp_path
     (built / "audit" / "audit.json").write_text("[]")
     (tmp_path / "elsewhere" / "train.parquet").write_bytes(b"text")
     (built / "text").symlink_to(tmp_path / "elsewhere")
+    (built / "unusable_images.csv").write_text("file,reason\n")
     client.push(built)
     files = hub.files(SET, "dataset").keys() - {".gitattributes"}
-    assert files == {*belongs, "audit/audit.json", "text/train.parquet"}
+    assert files == {*belongs, "audit/audit.json", "text/train.parquet", "unusable_images.csv"}
+    (built / "unusable_images.csv").unlink()  # of the next build, nothing is unusable
+    client.push(built)
+    assert hub.files(SET, "dataset").keys() - {".gitattributes"} == files - {"unusable_images.csv"}
 
 
 def test_a_folder_that_has_not_changed_makes_no_commit(client, hub, built):
@@ -354,19 +360,27 @@ def test_a_mistake_is_told_without_the_hub(folder, repo_id, options, says, built
         push_folder(tmp_path / folder, repo_id, **options)
 
 
-@pytest.mark.parametrize(("offline", "says"), [("0", "the connection to the Hub failed"), ("1", "HF_HUB_OFFLINE")])
-def test_a_hub_that_is_not_there_gets_one_line(offline, says, saved, tmp_path):
+@pytest.mark.parametrize(
+    ("offline", "waits", "says"),
+    [
+        ("0", [1, 2, 4], "{saved} could not be pushed to user/x: the connection to the Hub failed"),
+        ("1", [], "{saved} cannot be pushed while HF_HUB_OFFLINE is set: unset it"),
+    ],
+)
+def test_a_hub_that_is_not_there_gets_one_line(offline, waits, says, saved, tmp_path):
     run_python(
         f"""
         import contextlib, io, time
         from m3el_hf.cli import main
 
-        time.sleep = lambda seconds: None
+        waits = []
+        time.sleep = waits.append
         with contextlib.redirect_stderr(io.StringIO()) as said:
             assert main(["push", {str(saved)!r}, "user/x"]) == 2
-        *_, line = said.getvalue().strip().splitlines()
-        assert "could not be pushed to user/x: " in line and {says!r} in line, line
-        assert "Traceback" not in said.getvalue()
+        *retries, line = said.getvalue().strip().splitlines()
+        assert {says.format(saved=saved)!r} in line, line
+        assert waits == {waits}, waits
+        assert len([one for one in retries if "trying again" in one]) == len(retries) == {len(waits)}, retries
         """,
         # Nothing listens at the discard port.
         hub_environment("http://127.0.0.1:9", tmp_path / "home") | {"HF_HUB_OFFLINE": offline},
