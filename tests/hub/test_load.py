@@ -203,3 +203,23 @@ else:
 """,
         hub_environment(hub.url, tmp_path),
     )
+
+
+def test_a_version_on_the_hub_gives_its_splits_and_only_text_is_fetched(hub, builds, tmp_path):
+    publish(hub, builds[0])
+    run(
+        f"""
+from pathlib import Path
+from m3el_hf.data.store import build
+
+manifest = build("mini", None, Path({str(tmp_path / "new")!r}), previous={SET!r}, progress=False, instances=60, seed=3)
+assert (manifest.previous["name"], manifest.previous["rows"]) == ({SET!r}, 40), manifest.previous
+splits = [
+    {{row["mention"] + row["context"]: split for split, rows in load_m3el(data_dir=one).items() for row in rows}}
+    for one in ({str(builds[0])!r}, {str(tmp_path / "new")!r})
+]
+assert splits[0].items() <= splits[1].items()
+""",
+        hub_environment(hub.url, tmp_path),
+    )
+    assert {name.split("/")[0] for name in downloads(hub)} == {"text"}
