@@ -8,7 +8,8 @@ import os
 import re
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from PIL import Image
 
 from m3el_hf.data.manifest import Manifest
 from m3el_hf.data.readers import READERS
-from m3el_hf.data.schema import Reader
+from m3el_hf.data.schema import Reader, Record, Report
 from m3el_hf.data.store import build
 from m3el_hf.errors import M3ELError
 from tests.conftest import instance, write_release
@@ -183,10 +184,18 @@ def test_a_file_in_another_encoding_stops_the_build(tmp_path):
 
 def test_two_rows_with_the_same_id(tmp_path, monkeypatch):
     whole = READERS["m3el"].records
-    monkeypatch.setitem(READERS, "m3el", Reader("twice", lambda *args: (one for one in whole(*args) for _ in range(2))))
-    rows = [instance(0, images=False)]
-    with pytest.raises(RuntimeError, match="1 instances read, but 1 written and 1 skipped"):  # this reader miscounts
-        built(write_release(tmp_path / "release", rows))
+
+    def twice(folder: Path, report: Report) -> Iterator[Record]:
+        for record in whole(folder, report):
+            yield record
+            report.read += 1
+            yield replace(record, source="the same again", mention="other")
+
+    monkeypatch.setitem(READERS, "m3el", Reader("twice", twice))
+    manifest, found = built(write_release(tmp_path / "release", [instance(0, images=False)]))
+    assert (manifest.read, manifest.total) == (2, 1)
+    assert manifest.skipped == ["the same again: its id person-0 is that of an earlier row"]
+    assert found["Q00"]["mention"] == "Name 0"
 
 
 def test_a_single_candidate_is_counted(tmp_path):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,8 @@ from PIL import Image
 
 from m3el_hf.data.audit import audit
 from m3el_hf.data.builder import load_m3el
-from m3el_hf.data.schema import ENTITY_FEATURES, MENTION_FEATURES, NIL, ROW_FEATURES
+from m3el_hf.data.readers import READERS
+from m3el_hf.data.schema import ENTITY_FEATURES, MENTION_FEATURES, NIL, ROW_FEATURES, Entity, Report
 from m3el_hf.data.store import build
 
 WIKI = "https://en.wikipedia.org/wiki/"
@@ -96,6 +99,19 @@ def test_raw_and_built_are_the_same(tmp_path, config):
     assert one.keys() == other.keys() == streamed.keys()
     for split, rows in one.items():
         assert undecoded(rows) == undecoded(other[split]) == list(streamed[split].decode(False))
+
+
+def test_a_lost_entity_is_noticed(tmp_path, monkeypatch):
+    whole = READERS["mimic"].entities
+
+    def lossy(folder: Path, report: Report) -> Iterator[Entity]:
+        entities = whole(folder, report)
+        next(entities)  # read, neither passed on nor reported
+        yield from entities
+
+    monkeypatch.setitem(READERS, "mimic", replace(READERS["mimic"], entities=lossy))
+    with pytest.raises(RuntimeError, match="^10 entities read, but 9 written$"):
+        build("mimic", write_mimic(tmp_path / "raw"), tmp_path / "m3el", progress=False)
 
 
 def test_the_deleaked_protocol_takes_the_golds_own_picture_away(tmp_path):

@@ -125,6 +125,16 @@ def test_a_task_loads_without_the_package_and_shows_nothing_else(elsewhere, expe
 
 
 @pytest.mark.parametrize("task", TASKS)
+def test_no_task_shows_a_qid(elsewhere, expected, task):
+    """Not in an id, a path or any other text: ``answer`` alone, which is the label, tells the gold."""
+    for split, rows in expected.items():
+        shown = elsewhere[task]["splits"][split]["rows"]
+        for row, one in zip(rows, shown, strict=True):
+            assert row["id"] == one["id"]
+            assert not any(qid in json.dumps(one) for qid in row["candidate_qids"])
+
+
+@pytest.mark.parametrize("task", TASKS)
 def test_pictures_decode_without_the_package(elsewhere, task):
     pictures = elsewhere[task]["splits"]["train"]["pictures"]
     assert pictures == TASKS[task].mention.has_image + 3 * TASKS[task].candidate.has_image
