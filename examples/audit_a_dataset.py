@@ -1,4 +1,4 @@
-"""Builds a dataset folder, lists the rows that could be linked by identity alone, and reads a topic as a task sees it.
+"""Builds a dataset folder, prints what an audit finds in it, and reads a topic as a task sees it.
 
 python examples/audit_a_dataset.py [RELEASE]
 """

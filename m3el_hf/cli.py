@@ -176,7 +176,7 @@ def _data_audit(options: argparse.Namespace) -> None:
     from rich.console import Console
 
     Console().print(_audit(options.folder).to_rich())
-    print(f"report: {options.folder / 'audit' / 'audit.html'}; the card has its figures too")
+    print(f"the whole report: {options.folder / 'audit' / 'audit.html'}; the card has its figures too")
 
 
 def _audit(folder: Path) -> Audit:

@@ -13,7 +13,7 @@ from PIL import Image
 from m3el_hf.data.audit.measures import Measures, mix, several
 from m3el_hf.data.audit.perceptual import NEAR_SAME
 from m3el_hf.data.audit.report import Case, Gallery, Shown
-from m3el_hf.data.audit.scan import LONG_RATIO, SMALL_SIDE, Digests, Row, digest, one_line
+from m3el_hf.data.audit.scan import Digests, Row, digest, excerpt
 from m3el_hf.modeling.decoding_clipnd import UnusableImageError, decode_image
 
 THUMBNAIL_SIDE = 160
@@ -37,14 +37,8 @@ class Cases:
 
     def galleries(self) -> list[Gallery]:
         """All galleries that have a case."""
-        made = [
-            self._pairs(),
-            self._shared_mentions(),
-            self._shared_entities(),
-            self._misleading(),
-            self._contradictions(),
-            *self._odd_pictures(),
-        ]
+        made = [self._pairs(), self._shared_mentions(), self._shared_entities(), self._misleading()]
+        made += [self._contradictions()]
         return [gallery for gallery in made if gallery.cases]
 
     def _pairs(self) -> Gallery:
@@ -72,18 +66,18 @@ class Cases:
                 read = self._scan.row(row)
                 shown = shown or [Shown("the picture", self._thumbnail(read["mention_image"]))]
                 golds.append(f"{read['mention']} → {self._gold(row, read)[0]}")
-            cases.append(Case(shown, {"shown for": one_line("; ".join(golds)), "rows": f"{len(rows):,}"}))
+            cases.append(Case(shown, {"shown for": excerpt("; ".join(golds)), "rows": f"{len(rows):,}"}))
         return Gallery("One mention picture, several answers", "Those of most rows first.", cases)
 
     def _shared_entities(self) -> Gallery:
         scan = self._scan
         cases = []
-        for entities in _groups(scan.entities.picture, scan.entities.qid):
+        for entities in _groups(scan.entities["picture"], scan.entities["qid"]):
             read = [scan.entity(int(entity)) for entity in entities[:4]]
             names = [f"{one['name']} ({one['qid']})" for one in read]
             more = f"; and {len(entities) - 4:,} more" if len(entities) > 4 else ""
             shown = [Shown("the picture", self._thumbnail(read[0]["image"]))]
-            cases.append(Case(shown, {"entities": one_line("; ".join(names)) + more}))
+            cases.append(Case(shown, {"entities": excerpt("; ".join(names)) + more}))
         return Gallery("One picture, several entities", "Those of most entities first.", cases)
 
     def _misleading(self) -> Gallery:
@@ -100,10 +94,10 @@ class Cases:
         """Qid and picture of the entity that has the mention's name."""
         name = self._m.name[row]
         if self._scan.is_knowledge_base:
-            entity = self._scan.entity(int(np.flatnonzero(self._scan.entities.name == name)[0]))
+            entity = self._scan.entity(int(np.flatnonzero(self._scan.entities["name"] == name)[0]))
             return str(entity["qid"]), entity["image"]
         first, count = int(self._m.first[row]), int(self._m.count[row])
-        place = int(np.flatnonzero(self._scan.candidates.name[first : first + count] == name)[0])
+        place = int(np.flatnonzero(self._scan.candidates["name"][first : first + count] == name)[0])
         read = self._scan.row(row)
         return str(read["candidate_qids"][place]), read["candidate_images"][place]
 
@@ -114,48 +108,20 @@ class Cases:
             read = [(row, self._scan.row(row)) for row in _distinct(rows, m.gold, 4)]
             golds = [f"{self._gold(row, one)[0]} ({one['answer_qid']})" for row, one in read]
             facts = {
-                "ids": one_line(", ".join(str(one["id"]) for _, one in read)),
-                "mention": one_line(read[0][1]["mention"]),
+                "ids": excerpt(", ".join(str(one["id"]) for _, one in read)),
+                "mention": excerpt(read[0][1]["mention"]),
             }
-            facts |= {"sentence": one_line(read[0][1]["context"]), "answers": one_line("; ".join(golds))}
+            facts |= {"sentence": excerpt(read[0][1]["context"]), "answers": excerpt("; ".join(golds))}
             shown = [Shown("mention", self._thumbnail(one["mention_image"])) for _, one in read[:2]]
             cases.append(_case(shown, facts))
         return Gallery("One mention and sentence, several answers", "Those of most rows first.", cases)
-
-    def _odd_pictures(self) -> Iterator[Gallery]:
-        pictures = self._scan.pictures
-        small = sorted(pictures.small, key=lambda key: (min(pictures.sizes[key]), key))
-        long = sorted(pictures.long, key=lambda key: (min(pictures.sizes[key]) / max(pictures.sizes[key]), key))
-        for title, about, keys in (
-            ("The narrowest and the widest pictures", f"A long side over {LONG_RATIO} times the short one.", long),
-            ("The smallest pictures", f"A short side under {SMALL_SIDE} pixels.", small),
-            ("Pictures without structure", "No perceptual hash can be had of these.", pictures.flat),
-        ):
-            yield Gallery(title, about, [self._picture_case(key) for key in keys[:OTHERS_SHOWN]])
-
-    def _picture_case(self, key: int) -> Case:
-        kind, position = self._scan.pictures.places[key]
-        width, height = self._scan.pictures.sizes[key]
-        facts = {"pixels": f"{width:,} × {height:,}"}
-        if kind == "entity":
-            read = self._scan.entity(position)
-            facts |= {"entity": one_line(f"{read['name']} ({read['qid']})")}
-            return Case([Shown(kind, self._thumbnail(read["image"]))], facts)
-        if kind == "mention":
-            read = self._scan.row(position)
-            facts |= {"id": one_line(read["id"]), "mention": one_line(read["mention"])}
-            return Case([Shown(kind, self._thumbnail(read["mention_image"]))], facts)
-        row = int(self._m.candidate_row[position])
-        read, place = self._scan.row(row), position - int(self._m.first[row])
-        facts |= {"id": one_line(read["id"]), "candidate": one_line(read["candidate_names"][place])}
-        return Case([Shown(kind, self._thumbnail(read["candidate_images"][place]))], facts)
 
     def _case(self, row: int, facts: dict[str, str]) -> Case:
         """A row with the pictures of mention and gold."""
         read = self._scan.row(row)
         name, image = self._gold(row, read)
         shown = [Shown("mention", self._thumbnail(read["mention_image"])), Shown("gold", self._thumbnail(image))]
-        told = {"id": one_line(read["id"]), "mention": one_line(read["mention"]), "gold": one_line(name)}
+        told = {"id": excerpt(read["id"]), "mention": excerpt(read["mention"]), "gold": excerpt(name)}
         return Case(shown, told | facts)
 
     def _gold(self, row: int, read: Row) -> tuple[str, Row | None]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import io
-from collections import Counter
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
+import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 from numpy.typing import NDArray
 
 from m3el_hf.data.audit.measures import Measures
@@ -29,10 +29,10 @@ class Chart:
         key: Names its file.
         title: The heading.
         about: What it shows, for those who do not see it.
-        kind: ``"lying bars"`` (one group a category), ``"bars"``, ``"steps"`` or ``"log steps"``.
+        kind: ``"lying bars"`` (one group a category), ``"bars"`` or ``"steps"``.
         x_label: What the categories, or the numbers ``x``, are.
         y_label: What is counted.
-        x: Categories, or numbers; of ``"log steps"`` the edges of the bins, one more than there are values.
+        x: The categories; of ``"steps"`` the numbers from 0.
         series: The values by the name of what they are of.
         mark: A number to draw a line at, with its label, or None.
     """
@@ -43,7 +43,7 @@ class Chart:
     kind: str
     x_label: str
     y_label: str
-    x: list[str] | list[float]
+    x: list[str]
     series: dict[str, list[float]]
     mark: tuple[float, str] | None = None
 
@@ -59,9 +59,7 @@ class Chart:
         height = 1.3 + 0.24 * len(self.x) * max(1, len(self.series)) if lying else 3.8
         figure = Figure(figsize=(8, max(2.6, height)), layout="constrained")
         axes = figure.subplots()
-        {"lying bars": self._lying_bars, "bars": self._bars, "steps": self._steps, "log steps": self._log_steps}[
-            self.kind
-        ](axes)
+        {"lying bars": self._lying_bars, "bars": self._bars, "steps": self._steps}[self.kind](axes)
         if self.mark is not None:
             axes.axvline(self.mark[0], color="black", linewidth=1, linestyle="--", label=self.mark[1])
         axes.set_xlabel(self.y_label if lying else self.x_label)
@@ -71,62 +69,39 @@ class Chart:
             figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize="small")
         return figure
 
-    def _groups(self) -> tuple[float, list[tuple[str, NDArray[np.floating], list[float], str]]]:
-        """Width of a bar, and for each series: its name, places, values and colour."""
-        width = 0.84 / max(1, len(self.series))
-        middle = (len(self.series) - 1) / 2
-        return width, [
-            (name, np.arange(len(self.x)) + (number - middle) * width, values, COLOURS[number % len(COLOURS)])
-            for number, (name, values) in enumerate(self.series.items())
-        ]
-
-    def _lying_bars(self, axes: Axes) -> None:
-        width, groups = self._groups()
-        for name, places, values, colour in groups:
-            bars = axes.barh(places, values, 0.92 * width, color=colour, label=name)
-            axes.bar_label(bars, [f"{value:,.0f}" for value in values], padding=3, fontsize="small")
-        axes.set_yticks(range(len(self.x)), [str(one) for one in self.x], parse_math=False)
+    def _lying_bars(self, axes: Any) -> None:
+        pd.DataFrame(self.series).plot.barh(ax=axes, width=0.84, color=list(COLOURS), legend=False)
+        for bars in axes.containers:
+            axes.bar_label(bars, fmt="{:,.0f}", padding=3, fontsize="small")
+        axes.set_yticks(range(len(self.x)), self.x, parse_math=False)  # names of the data, whatever signs they hold
         axes.invert_yaxis()
         axes.margins(x=0.1)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
 
-    def _bars(self, axes: Axes) -> None:
-        width, groups = self._groups()
-        for name, places, values, colour in groups:
-            bars = axes.bar(places, values, 0.92 * width, color=colour, label=name)
-            if len(self.x) <= 10:
-                axes.bar_label(bars, [f"{value:.1f}" if value else "" for value in values], fontsize="small")
-        axes.set_xticks(range(len(self.x)), [str(one) for one in self.x], parse_math=False)
-        axes.set_ylim(bottom=0)
+    def _bars(self, axes: Any) -> None:
+        pd.DataFrame(self.series).plot.bar(ax=axes, width=0.84, color=list(COLOURS), legend=False)
+        for bars in axes.containers if len(self.x) <= 10 else ():
+            axes.bar_label(bars, fmt=lambda value: f"{value:.1f}" if value else "", fontsize="small")
+        axes.set_xticks(range(len(self.x)), self.x, rotation=0)
 
-    def _steps(self, axes: Axes) -> None:
-        numbers = [float(one) for one in self.x]
-        edges = [number - 0.5 for number in [*numbers, numbers[-1] + 1]]
+    def _steps(self, axes: Any) -> None:
         for (name, values), colour in zip(self.series.items(), COLOURS, strict=False):
+            edges = np.arange(len(values) + 1) - 0.5
             axes.stairs(values, edges, color=colour, label=name, fill=True, alpha=0.35)
             axes.stairs(values, edges, color=colour)
-        axes.set_ylim(bottom=0)
-
-    def _log_steps(self, axes: Axes) -> None:
-        widths = (5.5, 4, 2.7, 1.5)  # so that a line that another covers still shows
-        for (name, values), colour, width in zip(self.series.items(), COLOURS, widths, strict=False):
-            axes.stairs(values, [float(edge) for edge in self.x], color=colour, label=name, linewidth=width)
-        axes.set_xscale("log", base=10)
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-        axes.set_ylim(bottom=0)
 
 
 def charts(measures: Measures) -> list[Chart]:
     """Returns the charts that have something to show."""
-    made = [_rows(measures), _positions(measures), _counts(measures), _distances(measures), _lengths(measures)]
+    made = [_rows(measures), _positions(measures), _distances(measures)]
     return [chart for chart in made if chart is not None]
 
 
 def _rows(m: Measures) -> Chart:
     series = {
-        name: [float((m.of_split(name) & (m.topic == number)).sum()) for number in range(len(m.scan.topics))]
-        for name in m.splits
+        name: [float((rows & (m.topic == number)).sum()) for number in range(len(m.scan.topics))]
+        for name, rows in m.splits.items()
     }
     about = "Number of rows of each topic, one bar a split."
     return Chart("rows", "Rows by topic and split", about, "lying bars", "topic", "rows", list(m.scan.topics), series)
@@ -146,15 +121,6 @@ def _positions(m: Measures) -> Chart | None:
     return Chart("position", "Position of the gold", about, "bars", label, "% of rows", ranks, series)
 
 
-def _counts(m: Measures) -> Chart | None:
-    numbers, counts = np.unique(m.count, return_counts=True)
-    if m.scan.is_knowledge_base or not 1 < len(numbers) <= 30:  # one number needs no picture
-        return None
-    labels, about = [str(number) for number in numbers], "Share of rows by their number of candidates."
-    shares = {"rows": _shares(counts, counts.sum())}
-    return Chart("candidates", "Candidates of a row", about, "bars", "candidates", "% of rows", labels, shares)
-
-
 def _distances(m: Measures) -> Chart | None:
     control = "a row's mention and another row's gold" if m.scan.is_knowledge_base else "mention and distractor"
     found = {"mention and gold": m.gold_distance, control: m.control_distance}
@@ -172,28 +138,10 @@ def _distances(m: Measures) -> Chart | None:
         "steps",
         "differing bits of the perceptual hash, of 64",
         "% of pairs",
-        [float(bits) for bits in range(65)],
+        [str(bits) for bits in range(65)],
         series,
         (NEAR_SAME + 0.5, f"near-same: at most {NEAR_SAME}"),
     )
-
-
-def _lengths(m: Measures) -> Chart | None:
-    lengths = {name: facts.lengths for name, facts in m.scan.texts.items() if facts.lengths}
-    most = max((max(found) for found in lengths.values()), default=0)
-    if not most:
-        return None
-    edges = [1.0]
-    while edges[-1] <= most:
-        edges.append(max(edges[-1] + 1, round(edges[-1] * 1.3)))
-    series = {name: _binned(found, edges) for name, found in lengths.items()}
-    about = "Share of texts by their number of characters, on a logarithmic scale."
-    return Chart("length", "Length of texts", about, "log steps", "characters", "% of texts", edges, series)
-
-
-def _binned(lengths: Counter[int], edges: list[float]) -> list[float]:
-    counts, _ = np.histogram(list(lengths), edges, weights=list(lengths.values()))
-    return _shares(counts, lengths.total())
 
 
 def _shares(counts: NDArray[np.int64], of: int) -> list[float]:

@@ -1,25 +1,21 @@
-"""What an audit counts of a folder's contents: what was read, what is missing, pictures, licences, texts."""
+"""What an audit counts of a folder's contents: what was read, what is missing, pictures, licences, odd texts."""
 
 from __future__ import annotations
 
 import re
-from collections import Counter, defaultdict
-from itertools import product
-from typing import Any
+from collections import defaultdict
 
 import numpy as np
 
+from m3el_hf.data.audit.measures import Mask
 from m3el_hf.data.audit.report import ALL, Fact, Listing, Section
-from m3el_hf.data.audit.scan import LONG_RATIO, MISSING, SMALL_SIDE, Scan, one_line
+from m3el_hf.data.audit.scan import MISSING, NAME_LENGTH, Scan
 from m3el_hf.data.audit.tally import Tally, single
-from m3el_hf.tasks import TASKS
+from m3el_hf.tasks import TASKS, Modality
 
 SKIPPED_SHOWN = 20
 REASON_EXAMPLES = 3
 LICENCES_SHOWN = 20
-
-NAME_LENGTH = 100
-"""A longer name, in characters, is a text that a source has put into the wrong field."""
 
 
 def content_sections(tally: Tally) -> list[Section]:
@@ -30,15 +26,12 @@ def content_sections(tally: Tally) -> list[Section]:
 
 def listings(scan: Scan) -> list[Listing]:
     """Returns what was skipped and which pictures could not be had, with examples; only where there is something."""
-    manifest, pictures = scan.manifest, scan.pictures
-    broken = {f"{kind} {number}": pictures.unusable[key] for key, (kind, number) in pictures.places.items()
-              if key in pictures.unusable}  # fmt: skip
+    manifest = scan.manifest
     made = [
         ("Instances that could not be used", manifest.skipped),
         ("Entities that could not be used", manifest.entities_skipped),
         ("Pictures of the source that could not be had", _by_reason(manifest.unusable_images)),
-        ("Pictures of this folder that cannot be decoded", _by_reason(broken)),
-        ("The shortest and the longest texts", _extremes(scan)),
+        ("Pictures of this folder that cannot be decoded", _by_reason(dict(scan.pictures.unusable.values()))),
     ]
     return [Listing(title, lines[:SKIPPED_SHOWN], max(0, len(lines) - SKIPPED_SHOWN)) for title, lines in made if lines]
 
@@ -57,15 +50,6 @@ def _by_reason(unusable: dict[str, str]) -> list[str]:
     return lines
 
 
-def _extremes(scan: Scan) -> list[str]:
-    return [
-        f"{name}, {length:,} characters: {one_line(text)}"
-        for name, facts in scan.texts.items()
-        if facts.lengths
-        for length, text in ((min(facts.lengths), facts.shortest), (max(facts.lengths), facts.longest))
-    ]
-
-
 def _missing(tally: Tally) -> Section:
     m, scan = tally.measures, tally.scan
     facts = [
@@ -73,14 +57,13 @@ def _missing(tally: Tally) -> Section:
         for key, label in (("mention", "name"), ("context", "sentence"), ("picture", "picture"))
     ]
     for key, column in (("name", "label"), ("description", "description"), ("picture", "picture")):
+        absent = m.choices[column] == MISSING
         if scan.is_knowledge_base:
-            absent, label = getattr(scan.entities, column) == MISSING, f"entity without a {key}"
-            facts += [single(f"no_candidate_{key}", label, "", int(absent.sum()), len(absent))]
+            facts += [single(f"no_candidate_{key}", f"entity without a {key}", "", int(absent.sum()), len(absent))]
         else:
-            absent, label = getattr(scan.candidates, column) == MISSING, f"candidate without a {key}"
-            every = np.ones_like(absent)
-            facts += [tally.pairs(f"no_candidate_{key}", label, "", absent, every, m.candidate_row)]
-    return Section("missing", "What is missing", "Null or blank.", tally.columns, facts)
+            label = f"candidate without a {key}"
+            facts += [tally.rows(f"no_candidate_{key}", label, "", absent, row=m.candidate_row)]
+    return Section("missing", "What is missing", "Null or blank.", list(tally.columns), facts)
 
 
 def _tasks(tally: Tally) -> Section:
@@ -89,33 +72,24 @@ def _tasks(tally: Tally) -> Section:
         named, shown = m.of_gold("label") != MISSING, m.of_gold("picture") != MISSING
         about = "Rows of which the mention and its gold have all that a task shows, whatever other entities lack."
     else:
-        named = m.all_candidates(scan.candidates.label != MISSING)
-        shown = m.all_candidates(scan.candidates.picture != MISSING)
+        named = m.all_candidates(scan.candidates["label"] != MISSING)
+        shown = m.all_candidates(scan.candidates["picture"] != MISSING)
         about = "Rows of which the mention and every candidate have all that a task shows; a name suffices as text."
-    state = (m.mention != MISSING) * 8 + (m.picture != MISSING) * 4 + named * 2 + shown
-    facts = []
-    for name, task in TASKS.items():
-        fitting = [number for number, row in enumerate(_presences()) if task.fits(row)]
-        facts += [tally.rows(f"task_{name}", name, "", np.isin(state, fitting))]
-    return Section("tasks", "Rows complete for each task", about, tally.columns, facts)
 
+    def has(side: Modality, text: Mask, picture: Mask) -> Mask:
+        return (text | (not side.has_text)) & (picture | (not side.has_image))
 
-def _presences() -> list[dict[str, Any]]:
-    """A row for each combination of: mention named, mention shown, candidates named, candidates shown."""
-    return [
-        {
-            "mention": "name" * mention,
-            "mention_image": b"" if image else None,
-            "candidate_names": ["name" * names],
-            "candidate_images": [b"" if images else None],
-        }
-        for mention, image, names, images in product((0, 1), repeat=4)
+    mentions = {side: has(side, m.mention != MISSING, m.picture != MISSING) for side in Modality}
+    facts = [
+        tally.rows(f"task_{name}", name, "", mentions[task.mention] & has(task.candidate, named, shown))
+        for name, task in TASKS.items()
     ]
+    return Section("tasks", "Rows complete for each task", about, list(tally.columns), facts)
 
 
 def _input(scan: Scan) -> Section:
     manifest = scan.manifest
-    lost = abs(manifest.read - len(manifest.skipped) - len(scan.rows))
+    lost = abs(manifest.read - len(manifest.skipped) - len(scan.rows["id"]))
     facts = [
         single("read", "instances read", "Mentions found in the source.", manifest.read),
         single("skipped", "instances skipped", "Listed below with reasons.", len(manifest.skipped), manifest.read),
@@ -134,26 +108,22 @@ def _input(scan: Scan) -> Section:
 
 
 def _stored(scan: Scan) -> Section:
-    pictures = scan.pictures
-    count, sizes = len(pictures.places), list(pictures.sizes.values())
-    short = [min(size) for size in sizes]
+    pictures, short = scan.pictures, scan.pictures.short_sides
+    count = len(short) + len(pictures.unusable)
+    flat = sum(found is None for found in pictures.hashes.values())
     structure = "One colour or plain stripes: no perceptual hash can be had, so no near-same picture is found."
     facts = [
         single("distinct_pictures", "distinct pictures", "By their bytes.", count),
         single("undecodable", "that cannot be decoded", "", len(pictures.unusable), count),
-        single("unhashed", "without structure", structure, len(pictures.flat), count),
-        single("small_pictures", f"with a short side under {SMALL_SIDE} pixels", "", len(pictures.small), count),
-        single(
-            "long_pictures", f"with a long side over {LONG_RATIO} times the short one", "", len(pictures.long), count
-        ),
+        single("unhashed", "without structure", structure, flat, count),
+        single("distinct_size", "distinct pictures, in MB", "", round(pictures.size / 1e6, 1)),
+        single("whole_size", "pictures of all rows and entities, in MB", "", round(pictures.size_of_all / 1e6, 1)),
     ]
     if short:
         facts += [
             single("least_side", "least short side, in pixels", "", min(short)),
             single("median_side", "median short side, in pixels", "", float(np.median(short))),
             single("most_side", "most short side, in pixels", "", max(short)),
-            single("distinct_size", "distinct pictures, in MB", "", round(pictures.size / 1e6, 1)),
-            single("whole_size", "pictures of all rows and entities, in MB", "", round(pictures.size_of_all / 1e6, 1)),
         ]
     return Section("stored", "Pictures in this folder", "", [ALL], facts)
 
@@ -164,10 +134,8 @@ def _licences(scan: Scan) -> Section:
         single("urls", "with an address", "`image_urls` says where it came from.", scan.urls, of),
         single("unstated", "licence not stated", "`licences` is null.", scan.licences[None], of),
     ]
-    stated = sorted(
-        ((name, count) for name, count in scan.licences.items() if name is not None),
-        key=lambda item: (-item[1], item[0]),
-    )
+    stated = [(name, count) for name, count in scan.licences.items() if name is not None]
+    stated.sort(key=lambda item: (-item[1], item[0]))
     facts += [single(f"licence: {name}", name, "", count, of) for name, count in stated[:LICENCES_SHOWN]]
     if rest := stated[LICENCES_SHOWN:]:
         facts += [single("other_licences", f"{len(rest)} other licences", "", sum(count for _, count in rest), of)]
@@ -176,42 +144,15 @@ def _licences(scan: Scan) -> Section:
 
 
 def _texts(scan: Scan) -> Section:
-    texts = {name: facts for name, facts in scan.texts.items() if facts.lengths}
-    of: dict[str, float] = {name: facts.lengths.total() for name, facts in texts.items()}
-    names = [(name, facts) for name, facts in texts.items() if name in ("mention", "entity name")]
+    of: dict[str, float] = {kind: counts["texts"] for kind, counts in scan.texts.items()}
+    control: dict[str, float] = {kind: counts["control"] for kind, counts in scan.texts.items()}
+    names = ("mention", "entity name")
+    signs = "Other than tab and line break; or signs that turn the direction of writing."
     facts = [
-        Fact("texts", "texts", "Not null.", of),
-        Fact("shortest", "shortest, in characters", "", {name: min(facts.lengths) for name, facts in texts.items()}),
-        Fact("median", "median", "", {name: _median(facts.lengths) for name, facts in texts.items()}),
-        Fact("longest", "longest", "", {name: max(facts.lengths) for name, facts in texts.items()}),
         Fact(
-            "long_names",
-            f"longer than {NAME_LENGTH}",
-            "Names only.",
-            {
-                name: sum(count for length, count in found.lengths.items() if length > NAME_LENGTH)
-                for name, found in names
-            },
-            {name: of[name] for name, _ in names},
+            "long_names", f"longer than {NAME_LENGTH} characters", "Names only.",
+            {kind: scan.texts[kind]["long"] for kind in names}, {kind: of[kind] for kind in names},
         ),
-        Fact(
-            "control_characters",
-            "with control characters",
-            "Other than tab and line break; or signs that turn the direction of writing.",
-            {name: facts.control for name, facts in texts.items()},
-            of,
-        ),
-        Fact(
-            "right_to_left",
-            "with right-to-left script",
-            "",
-            {name: facts.right_to_left for name, facts in texts.items()},
-            of,
-        ),
-    ]
-    return Section("texts", "Texts", "Names and descriptions count once an entity.", list(texts), facts)
-
-
-def _median(lengths: Counter[int]) -> float:
-    sizes = np.array(sorted(lengths))
-    return float(np.median(np.repeat(sizes, [lengths[int(size)] for size in sizes])))
+        Fact("control_characters", "with control characters", signs, control, of),
+    ]  # fmt: skip
+    return Section("texts", "Odd texts", "Names and descriptions count once an entity.", list(of), facts)

@@ -27,91 +27,71 @@ def row_sections(tally: Tally) -> list[Section]:
 
 
 def _rows(tally: Tally) -> Section:
-    m, scan = tally.measures, tally.scan
+    m, scan, columns = tally.measures, tally.scan, tally.columns
     facts = [
         Fact(f"rows_{topic}", topic, "", tally.by_column(m.topic == number)) for number, topic in enumerate(scan.topics)
     ]
-    golds = {name: m.gold[tally.of(name) & (m.nil == 0)] for name in tally.columns}
+    golds = {name: m.gold[rows & (m.nil == 0)] for name, rows in columns.items()}
+    groups = {name: m.group[rows] for name, rows in columns.items()}
+    together = (
+        "Rows that share a gold, a sentence or a mention picture, and while groups stay small a candidate. The splits "
+        "made here take a group as a whole."
+    )
     facts += [
-        Fact("rows", "all rows", "A row is one mention.", tally.by_column(m.everything)),
+        Fact("rows", "all rows", "A row is one mention.", tally.by_column(columns[ALL])),
+        tally.distinct("groups", "split groups", together, groups),
         tally.distinct("golds", "entities that are a gold", "NIL is none.", golds),
     ]
     if scan.is_knowledge_base:
-        facts += [single("entities", "entities in the knowledge base", "", len(scan.entities))]
+        facts += [single("entities", "entities in the knowledge base", "", len(scan.entities["qid"]))]
     else:
-        candidates = {name: scan.candidates.qid[tally.of(name)[m.candidate_row]] for name in tally.columns}
+        candidates = {name: scan.candidates["qid"][rows[m.candidate_row]] for name, rows in columns.items()}
         others = {name: found[~np.isin(found, golds[name])] for name, found in candidates.items()}
         only = "Entities that are nowhere the gold: to learn that they never are needs no mention."
         facts += [
             tally.distinct("entities", "entities among the candidates", "", candidates),
             tally.distinct("distractors_only", "of these, distractors only", only, others),
         ]
-    return Section("rows", "Rows", "", tally.columns, facts)
+    return Section("rows", "Rows", "", list(columns), facts)
 
 
 def _pictures(tally: Tally) -> Section:
-    m, counts = tally.measures, tally.scan.manifest.counts
-    gold = m.of_gold("picture")
-    facts = []
-    if SAME_FILE in counts:
-        definition = "The source names one file for both. Counted while the folder was built."
-        facts += [single("same_file", "the same file", definition, counts[SAME_FILE], len(m.everything))]
-    facts += [
+    m, manifest = tally.measures, tally.scan.manifest
+    gold, compared = m.of_gold("picture"), m.gold_distance >= 0
+    other = "another row's gold" if tally.scan.is_knowledge_base else "a distractor"
+    facts = [
         tally.rows(
-            "image_is_gold",
-            "the same bytes in the source",
-            "`mention_image_is_gold` is true; of the rows where it is not null. Under the protocol `deleaked` these "
-            "mentions have lost their picture.",
-            m.image_is_gold == 1,
-            m.image_is_gold >= 0,
+            "image_is_gold", "the same bytes, as stored",
+            "`mention_image_is_gold`: the build compares both pictures after it has reduced them; of the rows where it "
+            "is not null. Under the protocol `deleaked` these mentions have lost their picture.",
+            m.image_is_gold == 1, m.image_is_gold >= 0,
         ),
         tally.rows(
-            "same_bytes",
-            "the same bytes here",
-            "Of the rows with both pictures.",
-            m.picture == gold,
-            (m.picture != MISSING) & (gold != MISSING),
+            "same_bytes", "the same bytes, still here", "Of the rows that have both pictures here.",
+            m.picture == gold, (m.picture != MISSING) & (gold != MISSING),
         ),
         tally.rows(
-            "near",
-            "near-same, or the same",
+            "near", "near-same, or the same",
             f"The perceptual hashes differ in at most {NEAR_SAME} of 64 bits; of the rows with two pictures that have "
             "one. A copy that was resized or compressed again is near-same; so is the same drawing in another colour.",
-            m.near,
-            m.gold_distance >= 0,
+            m.near, compared,
         ),
         tally.rows(
-            "near_only",
-            "near-same, but not the same bytes",
-            "Of the same rows.",
-            m.near & (m.picture != gold),
-            m.gold_distance >= 0,
+            "near_only", "near-same, but not the same bytes", "Of the same rows.",
+            m.near & (m.picture != gold), compared,
         ),
-        _control(tally),
-    ]
-    if not tally.scan.is_knowledge_base:
-        nearest, told = m.nearest_is_gold
-        definition = (
-            "By the perceptual hash the gold's picture is nearer to the mention's than any distractor's; of the rows "
-            "where this can be told."
-        )
-        facts += [tally.rows("nearest", "the gold's picture is the nearest", definition, nearest, told)]
+        tally.rows(
+            "near_control", f"control: near-same to {other}",
+            f"Of the pairs of a mention's picture and that of {other}: what likeness alone gives, without any leak.",
+            m.control_distance <= NEAR_SAME, m.control_distance >= 0, m.control[0],
+        ),
+    ]  # fmt: skip
+    if manifest.source is not None:  # generated pictures lie in no files
+        definition = "The source names one file for both. Counted while the folder was built."
+        same = single("same_file", "one file in the source", definition, manifest.counts.get(SAME_FILE, 0), len(gold))
+        facts.insert(0, same)
     about = "How many rows can be linked by recognising a picture again, which is no linking."
-    return Section("pictures", "Mention picture and gold picture", about, tally.columns, facts)
-
-
-def _control(tally: Tally) -> Fact:
-    rows, _ = tally.measures.control
-    distances = tally.measures.control_distance
-    what = "another row's gold" if tally.scan.is_knowledge_base else "a distractor"
-    return tally.pairs(
-        "near_control",
-        f"control: near-same to {what}",
-        f"Of the pairs of a mention's picture and that of {what}: what likeness alone gives, without any leak.",
-        distances <= NEAR_SAME,
-        distances >= 0,
-        rows,
-    )
+    return Section("pictures", "Mention picture and gold picture", about, list(tally.columns), facts)
 
 
 def _names(tally: Tally) -> Section:
@@ -121,19 +101,17 @@ def _names(tally: Tally) -> Section:
     what = f"{entity} has the mention's name"
     facts = [
         tally.rows(
-            "name_is_gold",
-            "the gold has the mention's name",
+            "name_is_gold", "the gold has the mention's name",
             "`mention_name_is_gold` is true; of the rows where it is not null.",
-            m.name_is_gold == 1,
-            m.name_is_gold >= 0,
+            m.name_is_gold == 1, m.name_is_gold >= 0,
         ),
         tally.rows("name_decides", "the name alone decides", f"One {what}: the gold.", one & m.gold_name_equal, named),
         tally.rows("name_misleads", "the name misleads", f"One {what}: not the gold.", one & ~m.gold_name_equal, named),
         tally.rows("names_several", "several have the name", f"More than one {what}.", m.equal_names > 1, named),
         tally.rows("names_none", "none has the name", f"No {what}.", m.equal_names == 0, named),
-    ]
+    ]  # fmt: skip
     about = "Names are equal if they are the same letters, whatever their case and the space around them."
-    return Section("names", "Names", about, tally.columns, facts)
+    return Section("names", "Names", about, list(tally.columns), facts)
 
 
 def _knowledge_base(tally: Tally) -> Section:
@@ -143,48 +121,47 @@ def _knowledge_base(tally: Tally) -> Section:
         tally.rows("nil", "NIL", "The source says that the knowledge base has no such entity.", m.nil == 1),
         tally.rows("gold_absent", "gold absent", "The answer is no NIL, and the knowledge base lacks it.", absent),
     ]
-    return Section("knowledge_base", "Answers and the knowledge base", "", tally.columns, facts)
+    return Section("knowledge_base", "Answers and the knowledge base", "", list(tally.columns), facts)
 
 
 def _position(tally: Tally) -> Section:
     m = tally.measures
     built = m.answer >= 0
     chances = built / np.maximum(m.count, 1)
-    by_chance: dict[str, float] = {name: round(float(chances[tally.of(name)].sum())) for name in tally.columns}
+    by_chance: dict[str, float] = {name: float(chances[rows].sum()) for name, rows in tally.columns.items()}
     facts = [
         tally.rows("first_released", "the gold came first in the source", "", m.released == 0, m.released >= 0),
         tally.rows("first_built", "the gold comes first here", "", m.answer == 0, built),
         Fact("first_by_chance", "it would by chance", "", by_chance, tally.by_column(built)),
     ]
     about = "Where the gold always comes first, a model that scores all alike is right wherever ties go to the first."
-    return Section("position", "Position of the gold", about, tally.columns, facts)
+    return Section("position", "Position of the gold", about, list(tally.columns), facts)
 
 
 def _candidates(tally: Tally) -> Section:
-    m, qids = tally.measures, tally.scan.candidates.qid
-    counts = {name: m.count[tally.of(name)] for name in tally.columns}
+    m, qids = tally.measures, tally.scan.candidates["qid"]
+    kinds = (
+        ("least_candidates", "fewest", np.min),
+        ("median_candidates", "median", np.median),
+        ("most_candidates", "most", np.max),
+    )
     facts = [
-        Fact(key, label, "", {name: float(function(found)) for name, found in counts.items() if len(found)})
-        for key, label, function in (
-            ("least_candidates", "fewest", np.min),
-            ("median_candidates", "median", np.median),
-            ("most_candidates", "most", np.max),
-        )
+        Fact(key, label, "", {name: float(function(m.count[rows])) for name, rows in tally.columns.items()})
+        for key, label, function in kinds
     ]
     facts += [
         tally.rows(f"candidates_{number}", f"rows with {number}", "", m.count == number)
         for number in np.unique(m.count)[:COUNTS_SHOWN]
     ]
-    placed = m.gold_candidate >= 0
-    wrong = ~placed
-    wrong[placed] = qids[m.gold_candidate[placed]] != m.gold[placed]
     twice = repeats(mix(m.candidate_row.astype(np.uint64), qids)) & (qids != MISSING)
     facts += [
         tally.rows("single_candidate", "no choice", "One candidate, or none: right without a look.", m.count < 2),
-        tally.rows("answer_wrong", "wrong answers", "`answer` does not lead to `answer_qid`.", wrong),
+        tally.rows(
+            "answer_wrong", "wrong answers", "`answer` does not lead to `answer_qid`.", m.of_gold("qid") != m.gold
+        ),
         tally.rows("candidate_twice", "a candidate twice", "Two candidates of one Qid.", m.any_candidate(twice)),
     ]
-    return Section("candidates", "Candidates of a row", "", tally.columns, facts)
+    return Section("candidates", "Candidates of a row", "", list(tally.columns), facts)
 
 
 _LEAKS = {
@@ -207,7 +184,7 @@ def _leaks(tally: Tally) -> Section:
     for seen, held in combinations(m.splits, 2):
         column = f"{held} / {seen}"
         columns += [column]
-        for key, (mask, known) in _shared(m, m.of_split(seen), m.of_split(held)).items():
+        for key, (mask, known) in _shared(m, m.splits[seen], m.splits[held]).items():
             counts[key][column], of[key][column] = int(mask.sum()), int(known.sum())
     facts = [Fact(f"leak_{key}", *_LEAKS[key], counts[key], of[key]) for key in _LEAKS if key in counts]
     about = (
@@ -220,13 +197,13 @@ def _leaks(tally: Tally) -> Section:
 def _shared(m: Measures, seen: Mask, held: Mask) -> dict[str, tuple[Mask, Mask]]:
     """Which held-out rows share something with the rows seen, and which have it at all."""
     gold = _where(m.nil == 0, m.gold)
-    whole = _where((m.mention != MISSING) & (m.context != MISSING), mix(m.mention, m.context, m.gold))
+    whole = _where(m.said != MISSING, mix(m.said, m.gold))
     both = _where((m.context != MISSING) & (m.picture != MISSING), mix(m.context, m.picture))
     columns = {"group": m.group, "gold": gold, "sentence": m.context, "picture": m.picture}
     columns |= {"sentence_picture": both, "whole": whole}
     shared = {key: (within(values[held], values[seen]), values[held] != MISSING) for key, values in columns.items()}
     if not m.scan.is_knowledge_base:
-        qids = m.scan.candidates.qid
+        qids = m.scan.candidates["qid"]
         there = qids[seen[m.candidate_row]]
         as_gold, known = shared["gold"]
         shared["candidate"] = m.any_candidate(within(qids, there))[held], m.count[held] > 0
@@ -241,44 +218,38 @@ def _where(known: Mask, digests: Digests) -> Digests:
 
 def _duplicates(tally: Tally) -> Section:
     m = tally.measures
-    said = m.said
+    said, seen = m.said, _where(m.said != MISSING, mix(m.said, m.picture))
+    id_ = "The id of an earlier row. Where ids are positions in the source's files, a row that moves gets another."
     facts = [
-        tally.rows("repeated_ids", "ids that were there before", "The id of an earlier row.", repeats(m.id)),
+        tally.rows("repeated_ids", "ids that were there before", id_, repeats(m.id)),
         tally.rows(
-            "repeated_rows",
-            "rows that were there before",
+            "repeated_rows", "rows that were there before",
             "The mention, sentence, answer and picture of an earlier row.",
             repeats(mix(m.mention, m.context, m.gold, m.picture)),
         ),
         tally.rows(
-            "contradictions",
-            "one mention and sentence, several answers",
+            "contradictions", "one mention and sentence, several answers",
             "Rows that have both in common with a row of another answer; of the rows with both.",
-            several(said, m.gold),
-            said != MISSING,
+            several(said, m.gold), said != MISSING,
         ),
         tally.rows(
-            "hopeless",
-            "and the same picture, or none",
+            "hopeless", "and the same picture, or none",
             "Rows that have the picture in common with such a row too: nothing that they show tells the answers apart.",
-            several(_where(said != MISSING, mix(said, m.picture)), m.gold),
-            said != MISSING,
+            several(seen, m.gold), said != MISSING,
         ),
         tally.rows(
-            "shared_pictures",
-            "one mention picture, several answers",
+            "shared_pictures", "one mention picture, several answers",
             "Rows whose mention picture is, byte for byte, also that of a row of another answer.",
-            several(m.picture, m.gold),
-            m.picture != MISSING,
+            several(m.picture, m.gold), m.picture != MISSING,
         ),
-    ]
-    return Section("duplicates", "Duplicates and contradictions", "", tally.columns, facts)
+    ]  # fmt: skip
+    return Section("duplicates", "Duplicates and contradictions", "", list(tally.columns), facts)
 
 
 def _entities(tally: Tally) -> Section:
     parts = (tally.scan.candidates, tally.scan.entities)
     qids, labels, texts, pictures = (
-        np.concatenate([getattr(part, name) for part in parts]) for name in ("qid", "label", "description", "picture")
+        np.concatenate([part[name] for part in parts]) for name in ("qid", "label", "description", "picture")
     )
 
     def fact(key: str, label: str, definition: str, mask: Mask, of: Mask) -> Fact:
@@ -288,19 +259,13 @@ def _entities(tally: Tally) -> Section:
     facts = [
         fact("several_names", "several names", "One Qid, different names.", several(qids, labels), labels != MISSING),
         fact(
-            "several_descriptions",
-            "several descriptions",
-            "One Qid, different descriptions.",
-            several(qids, texts),
-            texts != MISSING,
+            "several_descriptions", "several descriptions", "One Qid, different descriptions.",
+            several(qids, texts), texts != MISSING,
         ),
         fact(
-            "entity_pictures_shared",
-            "the picture of another",
-            "Different Qids, the same bytes.",
-            several(pictures, qids),
-            pictures != MISSING,
+            "entity_pictures_shared", "the picture of another", "Different Qids, the same bytes.",
+            several(pictures, qids), pictures != MISSING,
         ),
-    ]
+    ]  # fmt: skip
     about = "Distinct entities, as rows and the list of entities show them; of those that have such a thing."
     return Section("entities", "Entities that are doubled", about, [ALL], facts)

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from m3el_hf.data.audit.report import ALL, Fact, Finding, number, percent
 from m3el_hf.data.manifest import Manifest
+from m3el_hf.data.schema import SPLITS
 
 SERIOUS_SHARE = 0.01
 """A flaw of fewer rows than this share moves a figure less than its interval is wide, and counts one level less."""
 
 
-@dataclass(frozen=True)
-class Rule:
+class Rule(NamedTuple):
     """When a fact is worth a sentence, which is whenever its count is not zero.
 
     Attributes:
         key: The fact.
         level: How bad it is, where it holds for `SERIOUS_SHARE` of the rows.
-        text: The sentence; ``{amount}`` stands for "12 of 345 rows (3.5 %)".
+        text: The sentence; ``{amount}`` stands for "12 of 345 rows (3.5 %)", and for "1 of 1 rows (100 %)".
         clean: What was not found where the count is zero; empty where that is not worth saying.
         noun: What is counted.
         at_once: Whether a single one is as bad as many.
@@ -33,160 +33,81 @@ class Rule:
     at_once: bool = False
 
 
-_RULES = (
-    Rule(
-        "rows_lost",
-        3,
-        "The folder is not what was built: {amount} are neither here nor skipped with a reason.",
-        "lost instances",
-        "instances",
-        True,
-    ),
-    Rule("answer_wrong", 3, "`answer` does not lead to the gold in {amount}.", "wrong answers", at_once=True),
-    Rule("repeated_ids", 3, "{amount} have the id of an earlier row.", "doubled ids", at_once=True),
-    Rule(
-        "leak_whole",
-        3,
-        "Mention, sentence and answer of held-out rows stand in a row of another split: {amount}.",
-        "mentions with sentence and answer in several splits",
-    ),
-    Rule(
-        "leak_sentence_picture",
-        3,
-        "Sentence and picture of held-out rows stand in a row of another split: {amount}.",
-    ),
-    Rule(
-        "leak_sentence",
-        2,
-        "Sentences of held-out rows stand in another split: {amount}.",
-        "sentences in several splits",
-    ),
-    Rule(
-        "leak_picture",
-        2,
-        "Mention pictures of held-out rows stand in another split: {amount}.",
-        "mention pictures in several splits",
-    ),
-    Rule(
-        "leak_distractor_gold",
-        2,
-        "Golds of held-out rows stand in another split as distractors only, where a model learns that they are never "
-        "the answer: {amount}. Print a mention-blind control beside each figure.",
-        "golds that are only distractors in another split",
-    ),
-    Rule(
-        "leak_candidate",
-        1,
-        "Held-out rows have a candidate that also stands in another split: {amount}.",
-        "candidates in several splits",
-    ),
-    Rule(
-        "same_bytes",
-        3,
-        "The mention's picture is the gold's, byte for byte, in {amount}: linking picture to picture tests "
-        "identity there, not recognition. Report with and without them, or build with the protocol `deleaked`.",
-        "mention pictures that are the gold's",
-        "rows with both pictures",
-    ),
-    Rule(
-        "name_decides",
-        2,
-        "The name alone decides in {amount}: only the gold has the mention's name. Print string match beside figures.",
-    ),
-    Rule("name_misleads", 1, "The name misleads in {amount}: only another entity has the mention's name."),
-    Rule(
-        "hopeless",
-        2,
-        "Nothing tells the answers apart in {amount}: same mention, sentence and picture (or none), another answer.",
-        "rows that differ in nothing but the answer",
-        "rows with a sentence",
-    ),
-    Rule(
-        "contradictions",
-        1,
-        "The same mention in the same sentence has another answer elsewhere in {amount}.",
-        noun="rows with a sentence",
-    ),
-    Rule(
-        "repeated_rows",
-        2,
-        "{amount} repeat an earlier row (mention, sentence, answer and picture).",
-        "repeated rows",
-    ),
-    Rule(
-        "shared_pictures",
-        1,
-        "The mention's picture is also that of a row of another answer in {amount}.",
-        noun="rows with a picture",
-    ),
-    Rule(
-        "gold_absent",
-        3,
-        "The knowledge base lacks the answer in {amount}: no system can be right there. Print that ceiling.",
-        "answers that the knowledge base lacks",
-    ),
-    Rule("nil", 1, "The answer is NIL in {amount}: say with each figure what was done with them."),
-    Rule(
-        "single_candidate",
-        2,
-        "There is no choice in {amount}: one candidate, right without a look.",
-        "rows without a choice",
-    ),
-    Rule("candidate_twice", 2, "A candidate stands there twice in {amount}.", "doubled candidates"),
-    Rule(
-        "skipped",
-        2,
-        "{amount} could not be used; the reasons are listed below.",
-        "skipped instances",
-        "instances of the source",
-    ),
-    Rule(
-        "entities_skipped",
-        2,
-        "{amount} could not be used; the reasons are listed below.",
-        "skipped entities",
-        "entities of the source",
-    ),
-    Rule(
-        "unusable_images",
-        2,
-        "{amount} could not be had; the reasons are listed below.",
-        "absent or broken picture files",
-        "picture files that the source names",
-    ),
-    Rule(
-        "undecodable",
-        3,
-        "{amount} of this folder cannot be decoded.",
-        "broken pictures in this folder",
-        "distinct pictures",
-    ),
-    Rule("several_names", 1, "{amount} have several names.", noun="named entities"),
-    Rule("several_descriptions", 1, "{amount} have several descriptions.", noun="described entities"),
-    Rule(
-        "entity_pictures_shared",
-        2,
-        "{amount} share their picture with another entity: pictures do not tell these apart.",
-        "entities with the picture of another",
-        "entities with a picture",
-    ),
-    Rule("no_context", 1, "{amount} have no sentence.", "mentions without a sentence"),
-    Rule("no_picture", 1, "{amount} have no mention picture.", "mentions without a picture"),
-    Rule(
-        "unstated",
-        2,
-        "No licence is stated for {amount}: look each up before you redistribute it.",
-        noun="pictures in rows",
-    ),
-    Rule(
-        "long_names",
-        2,
-        "Names are so long that they may be texts of another field: {amount}.",
-        "overlong names",
-    ),
-    Rule("control_characters", 1, "Texts hold control characters: {amount}.", "control characters"),
-    Rule("right_to_left", 1, "Texts hold right-to-left script: {amount}."),
-)
+# fmt: off
+def _rules(manifest: Manifest) -> list[Rule]:
+    entities = "entities" if manifest.kind == "knowledge_base" else "candidates"
+    removed = Rule(
+        "image_is_gold", 1, "As stored, the mention's picture was the gold's, byte for byte, in {amount}; the build "
+        "removed it.", noun="rows with both pictures")
+    return [
+        Rule("leak_group", 1 if manifest.released_splits else 2, "Split groups stand in several splits, as only the "
+             "source's own splits may leave them: {amount}.", "split groups in several splits"),
+        Rule("leak_gold", 1 if entities == "entities" else 2, "Held-out rows share their gold with another split: "
+             "{amount}. Give figures for golds seen and unseen apart.", "golds in several splits"),
+        *[removed] * (manifest.protocol == "deleaked"),
+        Rule("rows_lost", 3, "The folder is not what was built: {amount} got lost without a reason.",
+             "lost instances", "instances", at_once=True),
+        Rule("answer_wrong", 3, "`answer` does not lead to the gold in {amount}.", "wrong answers", at_once=True),
+        Rule("repeated_ids", 3, "The id of an earlier row stands in {amount}.", "doubled ids", at_once=True),
+        Rule("leak_whole", 3, "Mention, sentence and answer of held-out rows stand in a row of another split: "
+             "{amount}.", "mentions with sentence and answer in several splits"),
+        Rule("leak_sentence_picture", 3, "Sentence and picture of held-out rows stand in a row of another split: "
+             "{amount}."),
+        Rule("leak_sentence", 2, "Sentences of held-out rows stand in another split: {amount}.",
+             "sentences in several splits"),
+        Rule("leak_picture", 2, "Mention pictures of held-out rows stand in another split: {amount}.",
+             "mention pictures in several splits"),
+        Rule("leak_distractor_gold", 2, "Golds of held-out rows stand in another split as distractors only, where a "
+             "model learns that they are never the answer: {amount}. Print a mention-blind control beside each "
+             "figure.", "golds that are only distractors in another split"),
+        Rule("leak_candidate", 1, "Held-out rows have a candidate that also stands in another split: {amount}.",
+             "candidates in several splits"),
+        Rule("same_bytes", 3, "The mention's picture is the gold's, byte for byte, in {amount}: linking picture to "
+             "picture tests identity there, not recognition. Report with and without them, or build with the protocol "
+             "`deleaked`.", "mention pictures that are the gold's", "rows with both pictures"),
+        Rule("name_decides", 2, "The name alone decides in {amount}: only the gold has the mention's name. Print "
+             "string match beside figures."),
+        Rule("name_misleads", 1, "The name misleads in {amount}: only another entity has the mention's name."),
+        Rule("hopeless", 2, "Nothing tells the answers apart in {amount}: same mention, sentence and picture (or "
+             "none), another answer.", "rows that differ in nothing but the answer", "rows with a sentence"),
+        Rule("contradictions", 1, "The same mention in the same sentence has another answer elsewhere in {amount}.",
+             noun="rows with a sentence"),
+        Rule("repeated_rows", 2, "An earlier row (mention, sentence, answer and picture) is repeated in {amount}.",
+             "repeated rows"),
+        Rule("shared_pictures", 1, "The mention's picture is also that of a row of another answer in {amount}.",
+             noun="rows with a picture"),
+        Rule("gold_absent", 3, "The knowledge base lacks the answer in {amount}: no system can be right there. Print "
+             "that ceiling.", "answers that the knowledge base lacks"),
+        Rule("nil", 1, "The answer is NIL in {amount}: say with each figure what was done with them."),
+        Rule("single_candidate", 2, "The gold is the only candidate in {amount}: right without a look.",
+             "rows without a choice"),
+        Rule("candidate_twice", 2, "A candidate stands there twice in {amount}.", "doubled candidates"),
+        Rule("skipped", 2, "{amount} could not be used; the report lists the reasons.", "skipped instances",
+             "instances of the source"),
+        Rule("entities_skipped", 2, "{amount} could not be used; the report lists the reasons.", "skipped entities",
+             "entities of the source"),
+        Rule("unusable_images", 2, "{amount} could not be had; the report lists the reasons.",
+             "absent or broken picture files", "picture files that the source names"),
+        Rule("undecodable", 3, "{amount} of this folder cannot be decoded.", "broken pictures in this folder",
+             "distinct pictures"),
+        Rule("several_names", 1, "Several names are given to {amount}.", noun="named entities"),
+        Rule("several_descriptions", 1, "Several descriptions are given to {amount}.", noun="described entities"),
+        Rule("entity_pictures_shared", 2, "The picture is also that of another entity for {amount}: pictures do not "
+             "tell these apart.", "entities with the picture of another", "entities with a picture"),
+        Rule("no_context", 1, "The mention has no sentence in {amount}.", "mentions without a sentence"),
+        Rule("no_picture", 1, "The mention has no picture in {amount}.", "mentions without a picture"),
+        Rule("unstated", 2, "No licence is stated for {amount}: look each up before you redistribute it.",
+             noun="pictures in rows"),
+        Rule("long_names", 2, "Names are so long that they may be texts of another field: {amount}.",
+             "overlong names"),
+        Rule("control_characters", 1, "Texts hold control characters: {amount}.", "control characters"),
+        Rule("no_candidate_name", 2, "The name is missing for {amount}.", f"{entities} without a name", entities),
+        Rule("no_candidate_description", 1, "The description is missing for {amount}.",
+             f"{entities} without a description", entities),
+        Rule("no_candidate_picture", 1, "The picture is missing for {amount}.", f"{entities} without a picture",
+             entities),
+    ]
+# fmt: on
 
 
 def findings(facts: Iterable[Fact], manifest: Manifest) -> tuple[list[Finding], list[str]]:
@@ -199,53 +120,24 @@ def findings(facts: Iterable[Fact], manifest: Manifest) -> tuple[list[Finding], 
     known = {fact.key: fact for fact in facts}
     if known["hopeless"].counts == known["contradictions"].counts:
         del known["contradictions"]  # says no more
-    ranked = [_applied(rule, known[rule.key]) for rule in _rules(manifest) if rule.key in known]
-    ranked += [found for special in (_near, _order, _tasks) for found in special(known)]
-    ordered = sorted((found for found in ranked if found is not None), key=lambda found: (-found[0], -found[1]))
-    clean = [rule.clean for rule in _rules(manifest) if rule.clean and rule.key in known and _is_clean(known[rule.key])]
-    return [Finding(level, text) for level, _, text in ordered], clean
+    rules = [rule for rule in _rules(manifest) if rule.key in known]
+    ranked = [_applied(rule, known[rule.key]) for rule in rules if any(known[rule.key].counts.values())]
+    ranked += [*_absent_splits(known, manifest), *_near(known), *_order(known), *_tasks(known)]
+    ranked.sort(key=lambda found: (-found[0], -found[1]))
+    clean = [rule.clean for rule in rules if rule.clean and _is_clean(known[rule.key])]
+    return [Finding(level, text) for level, _, text in ranked], clean
 
 
 Ranked = tuple[int, float, str]
 """Level, share of the rows, sentence."""
 
 
-def _rules(manifest: Manifest) -> list[Rule]:
-    """The rules that depend on how the data was built come first."""
-    group = Rule(
-        "leak_group",
-        1 if manifest.released_splits else 2,
-        "Split groups stand in several splits, as only the source's own splits may leave them: {amount}.",
-        "split groups in several splits",
-    )
-    gold = Rule(
-        "leak_gold",
-        1 if manifest.kind == "knowledge_base" else 2,
-        "Held-out rows share their gold with another split: {amount}. Give figures for golds seen and unseen apart.",
-        "golds in several splits",
-    )
-    removed = Rule(
-        "image_is_gold",
-        1,
-        "In the source the mention's picture is the gold's, byte for byte, in {amount}; here it was removed.",
-        noun="rows with both pictures",
-    )
-    noun = "entities" if manifest.kind == "knowledge_base" else "candidates"
-    missing = [
-        Rule("no_candidate_name", 2, "{amount} have no name.", f"{noun} without a name", noun),
-        Rule("no_candidate_description", 1, "{amount} have no description.", f"{noun} without a description", noun),
-        Rule("no_candidate_picture", 1, "{amount} have no picture.", f"{noun} without a picture", noun),
-    ]
-    return [group, gold, *([removed] if manifest.protocol == "deleaked" else []), *_RULES, *missing]
-
-
-def _applied(rule: Rule, fact: Fact) -> Ranked | None:
+def _applied(rule: Rule, fact: Fact) -> Ranked:
     shares = [fact.share(column) for column in fact.counts]
     share = max((one for one in shares if one is not None), default=0.0)
-    if not any(fact.counts.values()):
-        return None
     level = rule.level if share >= SERIOUS_SHARE or rule.at_once or not fact.of else max(1, rule.level - 1)
-    return level, share, _sentence(rule.text.format(amount=_amount(fact, rule.noun)))
+    text = rule.text.format(amount=_amount(fact, rule.noun))
+    return level, share, text[0].upper() + text[1:]
 
 
 def _amount(fact: Fact, noun: str) -> str:
@@ -263,18 +155,31 @@ def _one_amount(fact: Fact, column: str, noun: str) -> str:
     share = fact.share(column)
     count = number(fact.counts[column])
     if share is None:
-        return f"{count} {noun}".strip()
-    of = f"{number(fact.of[column])} {noun}".strip()
-    return f"all {of}" if share == 1 else f"{count} of {of} ({percent(share)})"
-
-
-def _sentence(text: str) -> str:
-    return text[0].upper() + text[1:]
+        return f"{count} {noun}"
+    of = f"{number(fact.of[column])} {noun}"
+    return f"all {of}" if share == 1 and fact.of[column] > 1 else f"{count} of {of} ({percent(share)})"
 
 
 def _is_clean(fact: Fact) -> bool:
     looked = not fact.of or any(fact.of.values())
     return looked and not any(fact.counts.values())
+
+
+def _absent_splits(facts: dict[str, Fact], manifest: Manifest) -> list[Ranked]:
+    """Splits without a row, and why, where that can be told."""
+    absent = [split for split in SPLITS if split not in facts["rows"].counts]
+    groups = facts["groups"].counts[ALL]
+    shared = "shared golds, sentences, pictures or candidates"
+    if manifest.released_splits:
+        reason = ": the source's own splits have none"
+    elif groups == 1:
+        reason = f": all rows hang together in one group ({shared}), and a group stays in one split"
+    elif groups < len(SPLITS):
+        reason = f": all rows hang together in {number(groups)} groups ({shared}), and a group stays in one split"
+    else:
+        reason = ""
+    level = 2 if manifest.released_splits else 3  # a source may publish its test rows alone, and mean it
+    return [(level, 1.0, f"There is no {' and no '.join(absent)} split{reason}.")] if absent else []
 
 
 def _near(facts: dict[str, Fact]) -> list[Ranked]:

@@ -6,10 +6,11 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from m3el_hf.data.audit.perceptual import NEAR_SAME, hash_distance
-from m3el_hf.data.audit.scan import MISSING, Digests, Scan
+from m3el_hf.data.audit.scan import MISSING, Columns, Digests, Scan
 from m3el_hf.data.schema import SPLITS
 
 Mask = NDArray[np.bool_]
@@ -30,17 +31,14 @@ def mix(*columns: Digests) -> Digests:
 
 def repeats(keys: Digests) -> Mask:
     """Returns which rows have the key of an earlier row."""
-    result = np.ones(len(keys), dtype=bool)
-    result[np.unique(keys, return_index=True)[1]] = False
-    return result
+    return pd.Series(keys).duplicated().to_numpy()
 
 
 def several(keys: Digests, values: Digests) -> Mask:
     """Returns which rows have a key that comes with more than one value. What is missing counts as neither."""
-    known = (keys != MISSING) & (values != MISSING)
-    _, first = np.unique(mix(keys[known], values[known]), return_index=True)
-    found, counts = np.unique(keys[known][first], return_counts=True)
-    return known & np.isin(keys, found[counts > 1])
+    result = (keys != MISSING) & (values != MISSING)
+    result[result] = pd.Series(values[result]).groupby(keys[result]).transform("nunique") > 1
+    return result
 
 
 def within(values: Digests, others: Digests) -> Mask:
@@ -49,11 +47,8 @@ def within(values: Digests, others: Digests) -> Mask:
 
 
 def positions(keys: Digests, sought: Digests) -> NDArray[np.int64]:
-    """Returns where each digest stands among sorted keys, -1 where it does not or is missing."""
-    if not len(keys):
-        return np.full(len(sought), -1, dtype=np.int64)
-    place = np.minimum(np.searchsorted(keys, sought), len(keys) - 1)
-    return np.where((keys[place] == sought) & (sought != MISSING), place, -1)
+    """Returns where each digest stands among distinct keys, -1 where it does not or is missing."""
+    return np.where(sought == MISSING, -1, pd.Index(keys).get_indexer(pd.Index(sought)))
 
 
 class Measures:
@@ -67,52 +62,59 @@ class Measures:
 
     def __init__(self, scan: Scan) -> None:
         self.scan = scan
-        hashed = sorted((key, found) for key, found in scan.pictures.hashes.items() if found is not None)
-        self._hashed = np.array([key for key, _ in hashed], dtype=np.uint64)
-        self._hashes = np.array([found for _, found in hashed], dtype=np.uint64)
+        hashes = {key: found for key, found in scan.pictures.hashes.items() if found is not None}
+        self._hashed, self._hashes = (np.array(list(part), dtype=np.uint64) for part in (hashes, hashes.values()))
 
     def __getattr__(self, name: str) -> NDArray[Any]:
         """A column of the rows; `Scan.rows` lists them."""
-        return getattr(self.scan.rows, name)
+        try:
+            return self.scan.rows[name]
+        except KeyError:
+            raise AttributeError(name) from None
 
     @cached_property
-    def splits(self) -> list[str]:
-        """The splits that have rows, in the order of `SPLITS`."""
-        return [name for number, name in enumerate(SPLITS) if (self.split == number).any()]
-
-    def of_split(self, name: str) -> Mask:
-        """Returns which rows are of a split ``[R]``."""
-        return self.split == SPLITS.index(name)
-
-    @cached_property
-    def everything(self) -> Mask:
-        """True for all rows ``[R]``."""
-        return np.ones(len(self.scan.rows), dtype=bool)
+    def splits(self) -> dict[str, Mask]:
+        """The rows of each split that has some ``[R]``, in the order of `SPLITS`."""
+        masks = {name: self.split == number for number, name in enumerate(SPLITS)}
+        return {name: mask for name, mask in masks.items() if mask.any()}
 
     @cached_property
     def candidate_row(self) -> NDArray[np.int64]:
         """The row of each candidate ``[C]``."""
-        return np.repeat(np.arange(len(self.scan.rows)), self.count)
+        return np.repeat(np.arange(len(self.count)), self.count)
+
+    @cached_property
+    def first(self) -> NDArray[np.int64]:
+        """The position of each row's first candidate among those of all rows ``[R]``."""
+        return np.cumsum(self.count) - self.count
+
+    @cached_property
+    def gold_candidate(self) -> NDArray[np.int64]:
+        """The position of each row's gold among the candidates of all rows, -1 where `answer` is none ``[R]``."""
+        return np.where((self.answer >= 0) & (self.answer < self.count), self.first + self.answer, -1)
 
     @cached_property
     def is_gold(self) -> Mask:
         """Which candidates are their row's gold ``[C]``."""
-        result = np.zeros(len(self.scan.candidates), dtype=bool)
+        result = np.zeros(len(self.candidate_row), dtype=bool)
         result[self.gold_candidate[self.gold_candidate >= 0]] = True
         return result
 
     @cached_property
     def gold_entity(self) -> NDArray[np.int64]:
         """The position of each row's gold among the entities, -1 where it is not there ``[R]``."""
-        qids, first = np.unique(self.scan.entities.qid, return_index=True)
+        qids, first = np.unique(self.scan.entities["qid"], return_index=True)
         return _taken(first, positions(qids, self.gold), otherwise=-1)
+
+    @property
+    def choices(self) -> Columns:
+        """The columns of what mentions are linked to: the entities of the knowledge base, or the rows' candidates."""
+        return self.scan.entities if self.scan.is_knowledge_base else self.scan.candidates
 
     def of_gold(self, column: str) -> Digests:
         """Returns the gold's picture, name, ... ``[R]``: as the row has it, or the knowledge base has it."""
-        knowledge_base = self.scan.is_knowledge_base
-        values = getattr(self.scan.entities if knowledge_base else self.scan.candidates, column)
-        place = self.gold_entity if knowledge_base else self.gold_candidate
-        return _taken(values, place, otherwise=MISSING)
+        place = self.gold_entity if self.scan.is_knowledge_base else self.gold_candidate
+        return _taken(self.choices[column], place, otherwise=MISSING)
 
     def distances(self, one: Digests, other: Digests) -> Distances:
         """Returns in how many bits the hashes of pictures differ; `INCOMPARABLE` where one has none."""
@@ -135,7 +137,7 @@ class Measures:
         The distractors' where there are some, else that of the next row's gold, where it is another one with a picture.
         """
         if not self.scan.is_knowledge_base:
-            return self.candidate_row[~self.is_gold], self.scan.candidates.picture[~self.is_gold]
+            return self.candidate_row[~self.is_gold], self.scan.candidates["picture"][~self.is_gold]
         shown = self.of_gold("picture")
         rows = np.flatnonzero(shown)
         other = np.roll(rows, -1)
@@ -149,23 +151,15 @@ class Measures:
         return self.distances(self.picture[rows], pictures)
 
     @cached_property
-    def nearest_is_gold(self) -> tuple[Mask, Mask]:
-        """Where the gold's picture is nearer than every distractor's, and where that can be told ``[R]`` each."""
-        rows, _ = self.control
-        nearest = np.full(len(self.scan.rows), np.iinfo(np.int16).max, dtype=np.int16)
-        known = self.control_distance >= 0
-        np.minimum.at(nearest, rows[known], self.control_distance[known])
-        told = (self.gold_distance >= 0) & (nearest < np.iinfo(np.int16).max)
-        return told & (self.gold_distance < nearest), told
-
-    @cached_property
     def equal_names(self) -> NDArray[np.int64]:
         """How many candidates, or entities of the knowledge base, have the mention's name ``[R]``."""
         if self.scan.is_knowledge_base:
-            names, counts = np.unique(self.scan.entities.name, return_counts=True)
+            names, counts = np.unique(self.scan.entities["name"], return_counts=True)
             return _taken(counts, positions(names, self.name), otherwise=0)
-        equal = (self.scan.candidates.name == self.name[self.candidate_row]) & (self.scan.candidates.name != MISSING)
-        return np.bincount(self.candidate_row[equal], minlength=len(self.scan.rows))
+        equal = (self.scan.candidates["name"] == self.name[self.candidate_row]) & (
+            self.scan.candidates["name"] != MISSING
+        )
+        return np.bincount(self.candidate_row[equal], minlength=len(self.count))
 
     @cached_property
     def gold_name_equal(self) -> Mask:
@@ -185,7 +179,7 @@ class Measures:
 
     def any_candidate(self, mask: Mask) -> Mask:
         """Returns which rows have a candidate of a mask ``[C]``."""
-        result = np.zeros(len(self.scan.rows), dtype=bool)
+        result = np.zeros(len(self.count), dtype=bool)
         result[self.candidate_row[mask]] = True
         return result
 

@@ -1,4 +1,4 @@
-"""What an audit found: saved as JSON and read back, shown in a terminal, as Markdown and as an HTML page."""
+"""What an audit found: saved as JSON, shown in a terminal, as Markdown and as an HTML page."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import re
 from dataclasses import asdict, dataclass, field
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 import jinja2
 from markupsafe import Markup, escape
@@ -19,7 +18,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from m3el_hf.data.audit.charts import Chart
-from m3el_hf.errors import M3ELError
+from m3el_hf.errors import one_line
 
 FOLDER = "audit"
 """Where in a built folder an audit is saved."""
@@ -168,57 +167,14 @@ class Audit:
         unfinished.write_text(json.dumps(asdict(self), ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
         os.replace(unfinished, target / "audit.json")  # last: it says that the rest is there
 
-    @classmethod
-    def load(cls, folder: Path) -> Audit:
-        """Reads the audit that was saved in a built folder.
-
-        Raises:
-            M3ELError: If there is none, or none of this version.
-        """
-        path = folder / FOLDER / "audit.json"
-        try:
-            return cls._of(json.loads(path.read_text(encoding="utf-8")))
-        except FileNotFoundError:
-            raise M3ELError(f"{folder} has no audit: make one with m3el-hf data audit {folder}") from None
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            reason = " ".join(str(error).split())
-            raise M3ELError(f"{path} cannot be read ({reason}): audit the folder again") from error
-
-    @classmethod
-    def _of(cls, saved: dict[str, Any]) -> Audit:
-        def each(kind: Any, values: list[dict[str, Any]]) -> list[Any]:
-            return [kind(**value) for value in values]
-
-        sections = [Section(**{**one, "facts": each(Fact, one["facts"])}) for one in saved["sections"]]
-        charts = [
-            Chart(**{**one, "mark": None if one["mark"] is None else tuple(one["mark"])}) for one in saved["charts"]
-        ]
-        galleries = [
-            Gallery(
-                **{**one, "cases": [Case(each(Shown, case["shown"]), case["facts"]) for case in one["cases"]]},
-            )
-            for one in saved["galleries"]
-        ]
-        read = {
-            "findings": each(Finding, saved["findings"]),
-            "sections": sections,
-            "listings": each(Listing, saved["listings"]),
-            "charts": charts,
-            "galleries": galleries,
-        }
-        return cls(**{**saved, **read})
-
     def to_rich(self) -> Group:
-        """The findings and tables for a terminal."""
+        """The table of rows and the findings for a terminal; all else stands in the saved files."""
         grid = RichTable.grid(padding=(0, 2))
         for one in self.findings:
             grid.add_row(Text(LEVELS[one.level], style=_STYLES[one.level]), Text(one.text))
         if self.clean:
             grid.add_row(Text("clean", style="green"), Text(f"Looked for and not found: {', '.join(self.clean)}."))
-        parts: list[Any] = [Text(f"Audit of {self.title}", style="bold"), grid]
-        for section in self.sections:
-            parts += [Text(""), _rich_table(section)]
-        return Group(*parts)
+        return Group(Text(f"Audit of {self.title}", style="bold"), _rich_table(self.sections[0]), grid)
 
     def to_markdown(self, level: int = 3) -> str:
         """The findings and tables for a card, without pictures; ``level`` is that of the headings."""
@@ -230,9 +186,8 @@ class Audit:
             parts += [f"{mark} {section.title}"]
             parts += [section.about, _markdown_table(section)]
         for listing in self.listings:
-            lines = [f"- {plain(line)}" for line in listing.lines] + [f"- and {listing.more:,} more"] * (
-                listing.more > 0
-            )
+            lines = [f"- {plain(line)}" for line in listing.lines]
+            lines += [f"- and {listing.more:,} more"] * (listing.more > 0)
             parts += [f"{mark} {listing.title}", "\n".join(lines)]
         return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -262,30 +217,19 @@ def percent(share: float) -> str:
 
 def plain(text: str) -> str:
     """Returns text of the data as one line that Markdown and HTML take as text."""
-    line = " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
+    line = one_line("".join(letter if letter.isprintable() else " " for letter in text))
     for sign in "\\|<>[]*_#":
         line = line.replace(sign, f"\\{sign}")
     return line.replace("`", "'")
 
 
 def _rich_table(section: Section) -> RichTable:
-    table = RichTable(
-        title=section.title, caption=section.about or None, title_justify="left", caption_justify="left",
-        box=box.SIMPLE_HEAD, pad_edge=False, title_style="bold",
-    )  # fmt: skip
-    table.add_column("")
+    table = RichTable(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column(section.title)
     for column in section.columns:
         table.add_column(column, justify="right")
     for fact in section.facts:
-        cells = (fact.cell(column) for column in section.columns)
-        shares = (fact.share(column) for column in section.columns)
-        table.add_row(
-            Text(fact.label),
-            *(
-                Text(count if share is None else f"{count} ({percent(share)})")
-                for (count, _), share in zip(cells, shares, strict=True)
-            ),
-        )
+        table.add_row(Text(fact.label), *(fact.cell(column)[0] for column in section.columns))
     return table
 
 

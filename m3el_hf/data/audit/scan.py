@@ -4,55 +4,47 @@ from __future__ import annotations
 
 import hashlib
 import os
-import unicodedata
-from array import array
+import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Executor, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from datasets import Features
 from numpy.typing import NDArray
 from tqdm import tqdm
 
 from m3el_hf.data.audit.perceptual import perceptual_hash
+from m3el_hf.data.collection import MENTIONS
 from m3el_hf.data.manifest import Manifest
 from m3el_hf.data.schema import ENTITY_FEATURES, MENTION_FEATURES, NIL, ROW_FEATURES, SPLITS
-from m3el_hf.errors import M3ELError
+from m3el_hf.errors import M3ELError, one_line
 from m3el_hf.modeling.decoding_clipnd import UnusableImageError, decode_image
 
 Row = dict[str, Any]
 Digests = NDArray[np.uint64]
+Columns = dict[str, NDArray[Any]]
 
 MISSING = 0
 """The digest of what is missing: null, or a text without a letter or sign."""
 
-NO_TOPIC = "mentions"
-"""Stands for the topic of rows that have none."""
+NAME_LENGTH = 100
+"""A longer name, in characters, is a text that a source has put into the wrong field."""
 
-SMALL_SIDE = 64
-"""A shorter side, in pixels, shows little to an encoder that reads 224."""
+_WORKERS = min(4, os.cpu_count() or 1)  # decoding lets other threads run; each holds a picture
 
-LONG_RATIO = 3
-"""A square cut from the middle of a picture that is longer shows less than a third of it."""
-
-_BATCH = 32  # rows held at a time, with their pictures
-
-_ROW_COLUMNS = {
-    "split": "b", "topic": "h", "id": "Q", "mention": "Q", "name": "Q", "context": "Q", "picture": "Q", "gold": "Q",
-    "group": "Q", "nil": "b", "image_is_gold": "b", "name_is_gold": "b",
-    "first": "q", "count": "q", "gold_candidate": "q", "answer": "q", "released": "q",
-}  # fmt: skip
-_ENTITY_COLUMNS = {"qid": "Q", "label": "Q", "name": "Q", "description": "Q", "picture": "Q"}
+_CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
-def digest(value: str | bytes | None) -> int:
+def digest(value: str | bytes | pa.Buffer | None) -> int:
     """Returns 8 bytes of a hash as a number; `MISSING` for what is missing."""
     if not value or (isinstance(value, str) and not value.strip()):
         return MISSING
@@ -60,10 +52,9 @@ def digest(value: str | bytes | None) -> int:
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest()) or 1
 
 
-def one_line(text: str | None, most: int = 160) -> str:
+def excerpt(text: str | None, most: int = 160) -> str:
     """Returns text of the data as one line that is not too long to show and holds no control characters."""
-    words = " ".join((text or "").split())
-    line = "".join(letter if letter.isprintable() else "\ufffd" for letter in words)
+    line = "".join(letter if letter.isprintable() else "\ufffd" for letter in one_line(text or ""))
     return line if len(line) <= most else line[: most - 1] + "…"
 
 
@@ -72,124 +63,54 @@ def fold(name: str | None) -> str | None:
     return None if name is None else name.casefold().strip()
 
 
-class _Columns:
-    """Grows column by column; hands out arrays."""
-
-    def __init__(self, kinds: dict[str, str]) -> None:
-        self._columns = {name: array(kind) for name, kind in kinds.items()}
-
-    def add(self, **values: int) -> None:
-        for name, column in self._columns.items():
-            column.append(values[name])
-
-    def __len__(self) -> int:
-        return len(next(iter(self._columns.values())))
-
-    def __getattr__(self, name: str) -> NDArray[Any]:
-        try:
-            column = self.__dict__["_columns"][name]
-        except KeyError:
-            raise AttributeError(name) from None
-        return np.array(column, dtype=column.typecode)
-
-
-@dataclass
-class TextFacts:
-    """What is known of the texts of one kind.
-
-    Attributes:
-        lengths: How many texts have how many characters.
-        shortest: The first of the shortest texts.
-        longest: The first of the longest texts.
-        control: Texts with control characters, or with signs that turn the direction of writing.
-        right_to_left: Texts with a letter of a right-to-left script.
-    """
-
-    lengths: Counter[int] = field(default_factory=Counter)
-    shortest: str = ""
-    longest: str = ""
-    control: int = 0
-    right_to_left: int = 0
-
-    def add(self, text: str | None) -> None:
-        """Counts a text; None is no text."""
-        if text is None:
-            return
-        if not self.lengths or len(text) < len(self.shortest):
-            self.shortest = text
-        if not self.lengths or len(text) > len(self.longest):
-            self.longest = text
-        self.lengths[len(text)] += 1
-        if text.isascii() and text.isprintable():
-            return
-        kinds = {unicodedata.bidirectional(letter) for letter in text}
-        self.right_to_left += bool(kinds & {"R", "AL"})
-        self.control += bool(kinds & _TURNING) or any(
-            unicodedata.category(letter) == "Cc" and letter not in "\t\n\r" for letter in text
-        )
-
-
-_TURNING = {"LRE", "LRO", "RLE", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
-
-
 @dataclass
 class Pictures:
-    """The distinct pictures of a folder, in the order in which they were met.
+    """The distinct pictures of a folder.
 
     Attributes:
-        hashes: The perceptual hash of each picture by its digest; None where it has no structure.
-        sizes: Width and height of each decodable picture, in pixels.
-        places: Where each was met first: ``("mention" | "candidate" | "entity", position)``.
-        unusable: Why a picture cannot be decoded, by its digest.
+        hashes: The perceptual hash of each decodable picture by its digest; None where it has no structure.
+        short_sides: Their short sides, in pixels.
+        unusable: Where each other picture was met first, and why it cannot be decoded, by its digest.
         size: How many bytes the distinct pictures have.
         size_of_all: How many all pictures of all rows and entities have.
     """
 
     hashes: dict[int, int | None] = field(default_factory=dict)
-    sizes: dict[int, tuple[int, int]] = field(default_factory=dict)
-    places: dict[int, tuple[str, int]] = field(default_factory=dict)
-    unusable: dict[int, str] = field(default_factory=dict)
+    short_sides: list[int] = field(default_factory=list)
+    unusable: dict[int, tuple[str, str]] = field(default_factory=dict)
     size: int = 0
     size_of_all: int = 0
 
-    @property
-    def small(self) -> list[int]:
-        """The pictures with a short side under `SMALL_SIDE`."""
-        return [key for key, size in self.sizes.items() if min(size) < SMALL_SIDE]
+    def add(self, images: pa.StructArray, places: Sequence[str]) -> Digests:
+        """Decodes and hashes the pictures that are new, and returns the digest of each ``[images]``.
 
-    @property
-    def long(self) -> list[int]:
-        """The pictures with a long side over `LONG_RATIO` times the short one."""
-        return [key for key, size in self.sizes.items() if max(size) > LONG_RATIO * min(size)]
-
-    @property
-    def flat(self) -> list[int]:
-        """The pictures without structure."""
-        return [key for key, found in self.hashes.items() if found is None]
-
-    def add(self, found: dict[int, tuple[bytes, str, int]], executor: Executor) -> None:
-        """Decodes and hashes pictures: encoded bytes and place by digest."""
-        new = {key: value for key, value in found.items() if key not in self.places}
-        for key, (result, (data, kind, position)) in zip(
-            new,
-            zip(executor.map(_measure, [data for data, _, _ in new.values()]), new.values(), strict=True),
-            strict=True,
-        ):
-            self.places[key] = (kind, position)
-            self.size += len(data)
-            if isinstance(result, str):
-                self.unusable[key] = result
+        ``places`` says of each image where it stands. The bytes stay where pyarrow has them, a shared picture's once.
+        """
+        stored = pc.struct_field(images, "bytes")
+        buffers = [value.as_buffer() for value in stored.dictionary]
+        keys = [digest(buffer) for buffer in buffers]
+        numbers = np.asarray(stored.indices.fill_null(-1))
+        new = {key: k for k, key in enumerate(keys) if key and key not in self.hashes and key not in self.unusable}
+        with ThreadPoolExecutor(_WORKERS) as executor:
+            measured = list(executor.map(_measure, (buffers[k] for k in new.values())))
+        for (key, k), found in zip(new.items(), measured, strict=True):
+            self.size += len(buffers[k])
+            if isinstance(found, str):
+                self.unusable[key] = places[int(np.argmax(numbers == k))], found
             else:
-                self.sizes[key], self.hashes[key] = result
+                side, self.hashes[key] = found
+                self.short_sides.append(side)
+        self.size_of_all += int(np.array([*map(len, buffers), 0])[numbers].sum())
+        return np.array([*keys, MISSING], dtype=np.uint64)[numbers]  # number -1, the last, is of what is missing
 
 
-def _measure(data: bytes) -> tuple[tuple[int, int], int | None] | str:
-    """Returns size and hash of a picture, or why it cannot be decoded."""
+def _measure(data: pa.Buffer) -> tuple[int, int | None] | str:
+    """Returns short side and hash of a picture, or why it cannot be decoded."""
     try:
-        image = decode_image(data)
+        image = decode_image(data.to_pybytes())
     except UnusableImageError as error:
         return str(error)
-    return image.size, perceptual_hash(image)
+    return min(image.size), perceptual_hash(image)
 
 
 class Scan:
@@ -197,41 +118,22 @@ class Scan:
 
     Attributes:
         manifest: What the build says of itself.
+        is_knowledge_base: Whether every entity is a candidate of every mention.
         rows: A column for each thing that is known of a row. Texts, ids and pictures are digests; ``name`` is that of
-            the folded mention; ``split`` and ``topic`` are positions in `SPLITS` and in ``topics``; ``first`` and
-            ``count`` say which candidates are the row's, ``gold_candidate`` which of all candidates is its gold (-1:
-            none); ``answer`` and ``released`` are the gold's positions (-1: null); flags are 1, 0, or -1 for null.
+            the folded mention; ``split`` and ``topic`` are positions in `SPLITS` and in ``topics``; ``count`` is the
+            number of candidates; ``answer`` and ``released`` are the gold's positions; flags are 1 or 0. -1: null.
         candidates: The candidates of all rows, one after the other; empty for a set with a knowledge base.
-        entities: The entities.
+        entities: The entities, in the same columns.
         topics: The topics in the order in which they were met.
         pictures: The distinct pictures.
-        texts: Facts about mentions, contexts, and entities' names and descriptions.
+        texts: For mentions, contexts, and entities' names and descriptions: how many ``"texts"`` there are, how many
+            are ``"long"`` for a name, and how many have ``"control"`` characters.
         licences: How many pictures of rows have which licence; None where it is not stated.
         urls: How many pictures of rows have an address.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest) -> None:
-        self.manifest = manifest
-        self.rows, self.candidates, self.entities = (
-            _Columns(kinds) for kinds in (_ROW_COLUMNS, _ENTITY_COLUMNS, _ENTITY_COLUMNS)
-        )
-        self.topics: list[str] = []
-        self.pictures = Pictures()
-        self.texts = {name: TextFacts() for name in ("mention", "context", "entity name", "entity description")}
-        self.licences: Counter[str | None] = Counter()
-        self.urls = 0
-        kind, features = ("mentions", MENTION_FEATURES) if self.is_knowledge_base else ("data", ROW_FEATURES)
-        self._row_files = _files(folder, kind, features)
-        self._entity_files = _files(folder, "entities", ENTITY_FEATURES)
-
-    @property
-    def is_knowledge_base(self) -> bool:
-        """Whether every entity is a candidate of every mention."""
-        return self.manifest.kind == "knowledge_base"
-
-    @classmethod
-    def of(cls, folder: Path, progress: bool = True) -> Scan:
-        """Reads a built folder.
+    def __init__(self, folder: Path, progress: bool = True) -> None:
+        """Reads a built folder, a row group at a time.
 
         Args:
             folder: What `m3el-hf data build` wrote.
@@ -240,22 +142,25 @@ class Scan:
         Raises:
             M3ELError: If it is none, or cannot be read.
         """
-        scan = cls(folder, Manifest.load(folder))
-        files = [*scan._entity_files, *scan._row_files]
-        workers = min(4, os.cpu_count() or 1)  # decoding lets other threads run; each holds a picture
-        with (
-            tqdm(total=sum(file.count for file in files), unit=" rows", desc="auditing", disable=not progress) as bar,
-            ThreadPoolExecutor(workers) as executor,
-        ):
-            for add, some in ((scan._add_entity, scan._entity_files), (scan._add_row, scan._row_files)):
-                for file in some:
-                    for batch in file.batches():
-                        found: dict[int, tuple[bytes, str, int]] = {}
-                        for row in batch:
-                            add(row, file, found)
-                        scan.pictures.add(found, executor)
-                        bar.update(len(batch))
-        return scan
+        self.manifest = Manifest.load(folder)
+        self.is_knowledge_base = self.manifest.kind == "knowledge_base"
+        self.topics: list[str] = []
+        self.pictures = Pictures()
+        self.texts: dict[str, Counter[str]] = {
+            kind: Counter() for kind in ("mention", "context", "entity name", "entity description")
+        }
+        self.licences: Counter[str | None] = Counter()
+        self.urls = 0
+        kind, features = ("mentions", MENTION_FEATURES) if self.is_knowledge_base else ("data", ROW_FEATURES)
+        self._row_files = _files(folder, kind, features)
+        self._entity_files = _files(folder, "entities", ENTITY_FEATURES)
+        total = sum(file.count for file in [*self._entity_files, *self._row_files])
+        with tqdm(total=total, unit=" rows", desc="auditing", disable=not progress) as bar:
+            self.entities = _joined(_each_group(self._entity_files, self._entities, bar))
+            rows, candidates = zip(*_each_group(self._row_files, self._rows, bar), strict=True)
+        self.rows, self.candidates = _joined(rows), _joined(candidates)
+        splits = [SPLITS.index(file.split) for file in self._row_files]
+        self.rows["split"] = np.repeat(splits, [file.count for file in self._row_files])
 
     def row(self, position: int) -> Row:
         """Reads a row again, with its pictures."""
@@ -265,95 +170,128 @@ class Scan:
         """Reads an entity again, with its picture."""
         return _read(self._entity_files, position)
 
-    def _picture(self, image: Row | None, kind: str, position: int, found: dict[int, tuple[bytes, str, int]]) -> int:
-        if image is None or not image["bytes"]:
-            return MISSING
-        key = digest(image["bytes"])
-        found.setdefault(key, (image["bytes"], kind, position))
-        self.pictures.size_of_all += len(image["bytes"])
-        return key
+    def _entities(self, table: pa.Table) -> Columns:
+        qids, names, descriptions = (table[name].to_pylist() for name in ("qid", "name", "description"))
+        self._count_texts({"entity name": names, "entity description": descriptions})
+        places = [f"entity {qid}" for qid in qids]
+        pictures = self.pictures.add(table["image"].combine_chunks(), places)
+        return _entity_columns(qids, names, descriptions, pictures)
 
-    def _add_entity(self, row: Row, file: _File, found: dict[int, tuple[bytes, str, int]]) -> None:
-        self.texts["entity name"].add(row["name"])
-        self.texts["entity description"].add(row["description"])
-        picture = self._picture(row["image"], "entity", len(self.entities), found)
-        _add_entity(self.entities, row["qid"], row["name"], row["description"], picture)
-
-    def _add_row(self, row: Row, file: _File, found: dict[int, tuple[bytes, str, int]]) -> None:
-        self.texts["mention"].add(row["mention"])
-        self.texts["context"].add(row["context"])
-        first = len(self.candidates)
-        qids = row.get("candidate_qids", [])
-        for place, qid in enumerate(qids):
-            name, description, image = (row[f"candidate_{kind}"][place] for kind in ("names", "descriptions", "images"))
-            picture = self._picture(image, "candidate", first + place, found)
-            _add_entity(self.candidates, qid, name, description, picture)
-        answer, released = (-1 if row.get(name) is None else row[name] for name in ("answer", "gold_position_released"))
-        if (topic := row["topic"] or NO_TOPIC) not in self.topics:
-            self.topics.append(topic)
-        self.rows.add(
-            split=SPLITS.index(file.split),
-            topic=self.topics.index(topic),
-            id=digest(row["id"]),
-            mention=digest(row["mention"]),
-            name=digest(fold(row["mention"])),
-            context=digest(row["context"]),
-            picture=self._picture(row["mention_image"], "mention", len(self.rows), found),
-            gold=digest(row["answer_qid"]),
-            group=digest(row["split_group"]),
-            nil=row["answer_qid"] == NIL,
-            image_is_gold=_flag(row["mention_image_is_gold"]),
-            name_is_gold=_flag(row["mention_name_is_gold"]),
-            first=first,
-            count=len(qids),
-            gold_candidate=first + answer if 0 <= answer < len(qids) else -1,
-            answer=answer,
-            released=released,
+    def _rows(self, table: pa.Table) -> tuple[Columns, Columns]:
+        """Returns the columns of some rows, and those of their candidates."""
+        ids, topics, mentions, contexts, golds, groups = (
+            table[name].to_pylist() for name in ("id", "topic", "mention", "context", "answer_qid", "split_group")
         )
-        self._count_sources(row)
+        topics = [topic or MENTIONS for topic in topics]
+        self.topics += [topic for topic in dict.fromkeys(topics) if topic not in self.topics]
+        self._count_texts({"mention": mentions, "context": contexts})
+        places = [f"mention of {one}" for one in ids]
+        pictures = self.pictures.add(table["mention_image"].combine_chunks(), places)
+        if self.is_knowledge_base:
+            count, answer, released = np.zeros(len(ids), dtype=int), np.full(len(ids), -1), np.full(len(ids), -1)
+            candidates = _entity_columns([], [], [], _digests([]))
+        else:
+            count = _numbers(pc.list_value_length(table["candidate_qids"]))
+            answer, released = _numbers(table["answer"]), _numbers(table["gold_position_released"])
+            candidates = self._candidates(table, np.repeat(ids, count))
+        self._count_sources(table, pictures, np.split(candidates["picture"], np.cumsum(count)[:-1]))
+        rows = {
+            "topic": np.array([self.topics.index(topic) for topic in topics]),
+            "id": _digests(ids),
+            "mention": _digests(mentions),
+            "name": _digests(map(fold, mentions)),
+            "context": _digests(contexts),
+            "picture": pictures,
+            "gold": _digests(golds),
+            "group": _digests(groups),
+            "nil": np.array([gold == NIL for gold in golds]),
+            "image_is_gold": _numbers(table["mention_image_is_gold"]),
+            "name_is_gold": _numbers(table["mention_name_is_gold"]),
+            "count": count,
+            "answer": answer,
+            "released": released,
+        }
+        return rows, candidates
 
-    def _count_sources(self, row: Row) -> None:
-        shown = [row["mention_image"], *row.get("candidate_images", [])]
-        for place, image in enumerate(shown):
-            if image is not None:
-                self.licences[_at(row["licences"], place)] += 1
-                self.urls += bool(_at(row["image_urls"], place))
+    def _candidates(self, table: pa.Table, ids: Iterable[str]) -> Columns:
+        qids, names, descriptions = (
+            pc.list_flatten(table[f"candidate_{kind}"]).to_pylist() for kind in ("qids", "names", "descriptions")
+        )
+        places = [f"candidate {qid} of {one}" for qid, one in zip(qids, ids, strict=True)]
+        images = table["candidate_images"].combine_chunks().flatten()
+        return _entity_columns(qids, names, descriptions, self.pictures.add(images, places))
+
+    def _count_texts(self, kinds: dict[str, list[str | None]]) -> None:
+        for kind, texts in kinds.items():
+            known = [text for text in texts if text is not None]
+            self.texts[kind]["texts"] += len(known)
+            self.texts[kind]["long"] += sum(len(text) > NAME_LENGTH for text in known)
+            self.texts[kind]["control"] += sum(bool(_CONTROL.search(text)) for text in known)
+
+    def _count_sources(self, table: pa.Table, mentions: Digests, candidates: Iterable[Digests]) -> None:
+        sources = (table[name].to_pylist() for name in ("licences", "image_urls"))
+        for mention, others, licences, urls in zip(mentions, candidates, *sources, strict=False):
+            for picture, licence, url in zip_longest([mention, *others], licences or (), urls or ()):
+                if picture:
+                    self.licences[licence] += 1
+                    self.urls += bool(url)
 
 
-def _at(values: list[str | None] | None, place: int) -> str | None:
-    return values[place] if values is not None and place < len(values) else None
+def _entity_columns(
+    qids: list[str | None], names: list[str | None], descriptions: list[str | None], pictures: Digests
+) -> Columns:
+    return {
+        "qid": _digests(qids),
+        "label": _digests(names),
+        "name": _digests(map(fold, names)),
+        "description": _digests(descriptions),
+        "picture": pictures,
+    }
 
 
-def _flag(value: bool | None) -> int:
-    return -1 if value is None else int(value)
+def _digests(values: Iterable[str | None]) -> Digests:
+    return np.array([digest(value) for value in values], dtype=np.uint64)
 
 
-def _add_entity(columns: _Columns, qid: str | None, name: str | None, description: str | None, picture: int) -> None:
-    columns.add(
-        qid=digest(qid), label=digest(name), name=digest(fold(name)), description=digest(description), picture=picture
-    )
+def _numbers(column: pa.ChunkedArray) -> NDArray[np.int64]:
+    return np.asarray(column.cast(pa.int64()).fill_null(-1))
+
+
+def _joined(parts: Sequence[Columns]) -> Columns:
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 @dataclass(frozen=True)
 class _File:
-    """A Parquet file with its number of rows and its split (of entities: "train")."""
+    """A Parquet file with its number of rows, its split (of entities: "train") and its columns of encoded pictures."""
 
     path: Path
     count: int
     split: str
+    pictures: tuple[str, ...]
 
-    def batches(self) -> Iterator[list[Row]]:
-        with _readable(self.path), pq.ParquetFile(self.path, buffer_size=1 << 20, pre_buffer=False) as file:
-            for batch in file.iter_batches(_BATCH):
-                yield batch.to_pylist()
+    def open(self) -> pq.ParquetFile:
+        """Opens the file so that rows which share a picture share its bytes: it stands once in a row group."""
+        return pq.ParquetFile(self.path, read_dictionary=self.pictures, buffer_size=1 << 20, pre_buffer=False)
 
     def row(self, position: int) -> Row:
-        with _readable(self.path), pq.ParquetFile(self.path) as file:
+        with _readable(self.path), self.open() as file:
             for group in range(file.num_row_groups):
                 if position < (count := file.metadata.row_group(group).num_rows):
                     return dict(file.read_row_group(group).slice(position, 1).to_pylist()[0])
                 position -= count
         raise IndexError(position)
+
+
+def _each_group(files: Iterable[_File], take: Callable[[pa.Table], Any], bar: Any) -> list[Any]:
+    """Returns what is taken of each row group, of which one at a time is in memory."""
+    taken = []
+    for one in files:
+        with _readable(one.path), one.open() as file:
+            for group in range(file.num_row_groups):
+                taken.append(take(file.read_row_group(group)))
+                bar.update(file.metadata.row_group(group).num_rows)
+    return taken
 
 
 @contextmanager
@@ -362,8 +300,7 @@ def _readable(path: Path) -> Iterator[None]:
     try:
         yield
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
-        raise M3ELError(f"{path} cannot be read ({reason}): build the dataset again") from error
+        raise M3ELError(f"{path} cannot be read ({one_line(error)}): build the dataset again") from error
 
 
 def _files(folder: Path, kind: str, features: Features) -> list[_File]:
@@ -376,12 +313,13 @@ def _files(folder: Path, kind: str, features: Features) -> list[_File]:
     for path in sorted((folder / kind).rglob("*.parquet")):
         with _readable(path), pq.ParquetFile(path) as file:
             missing = [name for name in features if name not in file.schema_arrow.names]
-            files.append(_File(path, file.metadata.num_rows, path.name.split("-")[0]))
+            pictures = tuple(column.path for column in file.schema if column.path.endswith(".bytes"))
+            files.append(_File(path, file.metadata.num_rows, path.name.split("-")[0], pictures))
         if missing:
             raise M3ELError(f"{path} lacks the columns {', '.join(missing)}: build the dataset again")
         if files[-1].split not in SPLITS:
             raise M3ELError(f"{path} is of no split ({', '.join(SPLITS)}): build the dataset again")
-    if not files:
+    if not any(file.count for file in files):
         raise M3ELError(f"{folder} holds no {kind}: build the dataset again")
     return sorted(files, key=lambda file: SPLITS.index(file.split))  # of what is doubled, the first is in train
 

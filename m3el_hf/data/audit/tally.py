@@ -31,31 +31,26 @@ class Tally:
     Attributes:
         measures: What is known of each row and candidate.
         scan: Where that comes from.
-        columns: ``"all"`` and the splits.
+        columns: The rows of ``"all"`` and of each split ``[R]``.
     """
 
     def __init__(self, measures: Measures) -> None:
         self.measures = measures
         self.scan: Scan = measures.scan
-        self.columns = [ALL, *measures.splits]
+        self.columns: dict[str, Mask] = {ALL: np.ones(len(measures.split), dtype=bool)} | measures.splits
 
-    def of(self, column: str) -> Mask:
-        """Returns the rows of a column ``[R]``."""
-        return self.measures.everything if column == ALL else self.measures.of_split(column)
+    def by_column(self, mask: Mask, row: NDArray[np.int64] | None = None) -> dict[str, float]:
+        """Counts a mask by column; ``row`` says of which row each of its values is, None for each of its own."""
+        places: Any = slice(None) if row is None else row
+        return {name: int((mask & rows[places]).sum()) for name, rows in self.columns.items()}
 
-    def by_column(self, mask: Mask, rows: NDArray[np.int64] | None = None) -> dict[str, float]:
-        """Counts a mask by column; ``rows`` says of which row each of its values is, None for each of its own."""
-        places: Any = slice(None) if rows is None else rows
-        return {name: int((mask & self.of(name)[places]).sum()) for name in self.columns}
-
-    def rows(self, key: str, label: str, definition: str, mask: Mask, of: Mask | None = None) -> Fact:
-        """Counts rows among others ``[R]``, or (None) among all."""
-        of = self.measures.everything if of is None else of
-        return Fact(key, label, definition, self.by_column(mask & of), self.by_column(of))
-
-    def pairs(self, key: str, label: str, definition: str, mask: Mask, of: Mask, rows: NDArray[np.int64]) -> Fact:
-        """Counts what rows have several of, such as candidates: its row is of the split."""
-        return Fact(key, label, definition, self.by_column(mask & of, rows), self.by_column(of, rows))
+    def rows(
+        self, key: str, label: str, definition: str, mask: Mask, of: Mask | None = None,
+        row: NDArray[np.int64] | None = None,
+    ) -> Fact:  # fmt: skip
+        """Counts rows among others ``[R]``, or (None) among all; or what is of rows: see `by_column`."""
+        of = np.ones_like(mask) if of is None else of
+        return Fact(key, label, definition, self.by_column(mask & of, row), self.by_column(of, row))
 
     def distinct(self, key: str, label: str, definition: str, values: dict[str, Digests]) -> Fact:
         """Counts different values by column."""
