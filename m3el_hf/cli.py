@@ -124,6 +124,7 @@ def _add_data_build(commands: Any) -> None:
 
 
 def _data_build(options: argparse.Namespace) -> None:
+    from m3el_hf.data.manifest import FILE_NAME, UNUSABLE_IMAGES, read_unusable_images
     from m3el_hf.data.schema import SPLITS
     from m3el_hf.data.store import build
 
@@ -151,18 +152,19 @@ def _data_build(options: argparse.Namespace) -> None:
         print(f"  {topic}: {', '.join(f'{split} {splits.get(split, 0):,}' for split in SPLITS)}")
     if manifest.previous:
         print("  {rows:,} of these rows have the splits of {name} (revision {revision})".format(**manifest.previous))
-    _print_some("skipped: ", [*manifest.skipped, *manifest.entities_skipped])
-    _print_some("picture ", [f"{file} {reason}" for file, reason in manifest.unusable_images.items()])
+    unusable = read_unusable_images(options.output)
+    _print_some("skipped: ", [*manifest.skipped, *manifest.entities_skipped], FILE_NAME)
+    _print_some("picture ", [f"{file} {reason}" for file, reason in unusable.items()], UNUSABLE_IMAGES)
     for name, count in manifest.counts.items():
         print(f"  {count:,} {name}")
     print(f"next: m3el-hf data audit {shlex.quote(str(options.output))}")
 
 
-def _print_some(label: str, lines: list[str]) -> None:
+def _print_some(label: str, lines: list[str], file: str) -> None:
     for line in lines[:5]:
         print(f"  {label}{line}")
     if len(lines) > 5:
-        print(f"  {label}{len(lines) - 5} more, all in manifest.json")
+        print(f"  {label}{len(lines) - 5} more, all in {file}")
 
 
 def _add_data_audit(commands: Any) -> None:

@@ -12,6 +12,7 @@ from datasets import Dataset, DatasetDict, concatenate_datasets
 from rich.console import Console
 
 from m3el_hf.data.collator import LinkingCollator, undecoded
+from m3el_hf.data.manifest import read_unusable_images
 from m3el_hf.data.store import build
 from m3el_hf.errors import M3ELError
 from m3el_hf.evaluation.baselines import BASELINES
@@ -115,8 +116,8 @@ def _load_data(options: QuickstartOptions, console: Console) -> DatasetDict:
         for reason in manifest.skipped[:3]:
             console.print(f"  skipped: {reason}", style="yellow", markup=False)
         if manifest.unusable_images:
-            file, reason = next(iter(manifest.unusable_images.items()))
-            line = f"  {len(manifest.unusable_images)} pictures missing or broken, such as: {file} {reason}"
+            file, reason = next(iter(read_unusable_images(store).items()))
+            line = f"  {manifest.unusable_images} pictures missing or broken, such as: {file} {reason}"
             console.print(line, style="yellow", markup=False)
     data = load_built(store)
     for split in ("train", "validation"):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,8 @@ from typing import Any
 from m3el_hf.errors import M3ELError, one_line
 
 FILE_NAME = "manifest.json"
+UNUSABLE_IMAGES = "unusable_images.csv"
+"""Beside the manifest, where some picture cannot be had: there may be very many, and the manifest is read often."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,7 @@ class Manifest:
         skipped: ``"file row N: reason"`` for each instance that could not be used.
         entities_read: Entities found in the source's knowledge base, where it has one.
         entities_skipped: ``"file row N: reason"`` for each that could not be used.
-        unusable_images: The reason for each picture that is named but cannot be had, by file.
+        unusable_images: How many pictures are named but cannot be had; `read_unusable_images` has the reasons.
         counts: Anything else worth a line, by name.
         software: Versions, by name.
     """
@@ -58,7 +62,7 @@ class Manifest:
     skipped: list[str] = field(default_factory=list)
     entities_read: int = 0
     entities_skipped: list[str] = field(default_factory=list)
-    unusable_images: dict[str, str] = field(default_factory=dict)
+    unusable_images: int = 0
     counts: dict[str, int] = field(default_factory=dict)
     software: dict[str, str] = field(default_factory=dict)
 
@@ -88,3 +92,24 @@ class Manifest:
             raise M3ELError(
                 f"{folder / FILE_NAME} cannot be read ({one_line(error)}): build the dataset again"
             ) from error
+
+
+def save_unusable_images(folder: Path, reasons: Mapping[str, str]) -> None:
+    """Writes why pictures cannot be had, a line each, where there are some.
+
+    Args:
+        folder: The built folder.
+        reasons: The reason by the file, as the source names it.
+    """
+    if reasons:
+        with (folder / UNUSABLE_IMAGES).open("w", encoding="utf-8", newline="") as file:
+            csv.writer(file).writerows([("file", "reason"), *reasons.items()])
+
+
+def read_unusable_images(folder: Path) -> dict[str, str]:
+    """Reads why pictures of a built folder cannot be had, by file."""
+    path = folder / UNUSABLE_IMAGES
+    if not path.exists():
+        return {}
+    with path.open(encoding="utf-8", newline="") as file:
+        return {row["file"]: row["reason"] for row in csv.DictReader(file)}

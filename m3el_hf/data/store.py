@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 from m3el_hf.data.card import render_dataset_card
 from m3el_hf.data.collection import Collection, collect
 from m3el_hf.data.images import SHORT_SIDE
-from m3el_hf.data.manifest import Manifest
+from m3el_hf.data.manifest import Manifest, save_unusable_images
 from m3el_hf.data.previous import PreviousSplits
 from m3el_hf.data.rows import check_protocol
 from m3el_hf.data.schema import SPLITS, Report
@@ -101,10 +101,12 @@ def build(
         workers.write(shards, progress)
         work = partial / ".build"
         reports = [read_report(partial, shard) for shard in shards]
-        manifest = _manifest(reader, folder, collection, settings, known, reports, _revision(work))
+        unusable = _unusable_images([collection.report, *reports], folder)
+        manifest = _manifest(reader, folder, collection, settings, known, reports, unusable, _revision(work))
         manifest = replace(manifest, title=title or manifest.title, license_id=license_id or manifest.license_id)
         _check_nothing_lost(manifest, work)
         manifest.save(work)
+        save_unusable_images(work, unusable)
         (work / "README.md").write_text(render_dataset_card(manifest), encoding="utf-8")
         if output.exists():  # moved, not removed: half of it would still load
             os.rename(output, partial / ".replaced")
@@ -165,13 +167,12 @@ def _manifest(
     settings: Settings,
     previous: PreviousSplits | None,
     reports: list[Report],
+    unusable: dict[str, str],
     revision: str,
 ) -> Manifest:
     report = collection.report
-    unusable = dict(report.unusable_images)
     counts = Counter(report.counts)
     for one in reports:
-        unusable |= one.unusable_images
         counts.update(one.counts)
     return Manifest(
         title=collection.report.title or collection.reader.title,
@@ -192,7 +193,7 @@ def _manifest(
         skipped=report.skipped,
         entities_read=report.entities_read,
         entities_skipped=report.entities_skipped,
-        unusable_images={_relative(file, folder): reason for file, reason in sorted(unusable.items())},
+        unusable_images=len(unusable),
         counts=dict(sorted(counts.items())),
         software=_software(),
     )
@@ -203,9 +204,11 @@ def _software() -> dict[str, str]:
     return {package: version(package) for package in ("m3el-hf", "datasets", "pyarrow", "pillow")}
 
 
-def _relative(file: str, folder: Path | None) -> str:
-    """Returns a file's path in the source: where that lies on this machine is nobody's business."""
-    return file if folder is None else file.removeprefix(f"{folder}{os.sep}")
+def _unusable_images(reports: list[Report], folder: Path | None) -> dict[str, str]:
+    """The reason by the file's path in the source: where that lies on this machine is nobody's business."""
+    reasons = {file: reason for report in reports for file, reason in report.unusable_images.items()}
+    start = "" if folder is None else f"{folder}{os.sep}"
+    return {file.removeprefix(start): reason for file, reason in sorted(reasons.items())}
 
 
 def _revision(work: Path) -> str:

@@ -22,7 +22,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError
 from huggingface_hub.utils import validate_repo_id
 
 from m3el_hf import __version__
-from m3el_hf.data.manifest import FILE_NAME
+from m3el_hf.data.manifest import FILE_NAME, UNUSABLE_IMAGES
 from m3el_hf.errors import M3ELError, one_line
 from m3el_hf.sources import is_built
 
@@ -35,7 +35,7 @@ WAITS = (1.0, 2.0, 4.0)
 """Seconds before each new attempt at a request that the client itself makes only once."""
 
 DATASET_FOLDERS = ("data", "text", "mentions", "entities", "audit")
-DATASET_FILES = ("README.md", FILE_NAME, "unusable_images.csv")
+DATASET_FILES = ("README.md", FILE_NAME, UNUSABLE_IMAGES)
 """What a built dataset consists of: what of it stands on the Hub and no longer here is deleted there."""
 
 

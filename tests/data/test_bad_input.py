@@ -17,7 +17,7 @@ import pytest
 from datasets import load_dataset
 from PIL import Image
 
-from m3el_hf.data.manifest import Manifest
+from m3el_hf.data.manifest import Manifest, read_unusable_images
 from m3el_hf.data.readers import READERS
 from m3el_hf.data.schema import Reader, Record, Report
 from m3el_hf.data.store import build
@@ -284,7 +284,7 @@ def test_a_broken_picture_is_null_with_its_reason(tmp_path, case):
     manifest, found = built(folder)
     assert [row["mention_image"] is None for row in (found["Q00"], found["Q10"])] == [False, True]
     assert all(found["Q10"]["candidate_images"])
-    ((file, why),) = manifest.unusable_images.items()
+    ((file, why),) = read_unusable_images(tmp_path / "built").items()
     assert file == str(path.relative_to(folder))
     assert why.startswith(reason)
 
@@ -297,7 +297,7 @@ def test_a_path_that_climbs_out_of_the_folder(tmp_path, location):
     (tmp_path / "release" / "person.json").write_text(json.dumps(rows))
     manifest, found = built(tmp_path / "release")
     assert found["Q00"]["mention_image"] is None
-    (why,) = manifest.unusable_images.values()
+    (why,) = read_unusable_images(tmp_path / "built").values()
     assert why.startswith("lies outside")
 
 
@@ -308,7 +308,7 @@ def test_an_absolute_path(tmp_path):
     (tmp_path / "release" / "person.json").write_text(json.dumps(rows))
     manifest, found = built(tmp_path / "release")
     assert found["Q00"]["mention_image"] is None
-    ((file, why),) = manifest.unusable_images.items()
+    ((file, why),) = read_unusable_images(tmp_path / "built").items()
     assert file == os.path.join(*tmp_path.parts[2:], "outside.png")  # without its first part, in the release
     assert why == "is missing"
 

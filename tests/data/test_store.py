@@ -21,7 +21,7 @@ from m3el_hf.data import shards as shards_module
 from m3el_hf.data.builder import load_m3el
 from m3el_hf.data.collection import collect
 from m3el_hf.data.configs import select
-from m3el_hf.data.manifest import Manifest
+from m3el_hf.data.manifest import Manifest, read_unusable_images
 from m3el_hf.data.readers import READERS
 from m3el_hf.data.rows import REMOVED, SAME_FILE
 from m3el_hf.data.schema import ENTITY_FEATURES, ROW_FEATURES, SPLITS, Reader
@@ -232,7 +232,8 @@ def test_a_build_reports_what_was_missing(source, tmp_path):
     picture.write_bytes(b"")
     manifest = build("m3el", broken, tmp_path / "m3el", progress=False)
     assert manifest == Manifest.load(tmp_path / "m3el")
-    assert manifest.unusable_images == {str(picture.relative_to(broken)): "is empty (0 bytes)"}
+    assert manifest.unusable_images == 1
+    assert read_unusable_images(tmp_path / "m3el") == {str(picture.relative_to(broken)): "is empty (0 bytes)"}
     rows = load_dataset(str(tmp_path / "m3el"), "books", split="train")
     assert sum(image is None for row in rows for image in row["candidate_images"]) == 1
 

@@ -11,6 +11,7 @@ from m3el_hf.data.audit.measures import Mask
 from m3el_hf.data.audit.report import ALL, Fact, Listing, Section
 from m3el_hf.data.audit.scan import MISSING, NAME_LENGTH, Scan
 from m3el_hf.data.audit.tally import Tally, single
+from m3el_hf.data.manifest import read_unusable_images
 from m3el_hf.tasks import TASKS, Modality
 
 SKIPPED_SHOWN = 20
@@ -30,7 +31,7 @@ def listings(scan: Scan) -> list[Listing]:
     made = [
         ("Instances that could not be used", manifest.skipped),
         ("Entities that could not be used", manifest.entities_skipped),
-        ("Pictures of the source that could not be had", _by_reason(manifest.unusable_images)),
+        ("Pictures of the source that could not be had", _by_reason(read_unusable_images(scan.folder))),
         ("Pictures of this folder that cannot be decoded", _by_reason(dict(scan.pictures.unusable.values()))),
     ]
     return [Listing(title, lines[:SKIPPED_SHOWN], max(0, len(lines) - SKIPPED_SHOWN)) for title, lines in made if lines]
@@ -101,7 +102,7 @@ def _input(scan: Scan) -> Section:
             single("entities_read", "entities read", "Found in the source.", manifest.entities_read),
             single("entities_skipped", "entities skipped", "Likewise.", skipped, manifest.entities_read),
         ]
-    unusable = len(manifest.unusable_images)
+    unusable = manifest.unusable_images
     facts += [single("unusable_images", "pictures named but not had", "Files absent, broken, no pictures.", unusable)]
     facts += [single(f"counted: {name}", name, "", count) for name, count in manifest.counts.items()]
     return Section("input", "What was read", "Counted while the folder was built.", [ALL], facts)

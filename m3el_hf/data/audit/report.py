@@ -18,7 +18,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from m3el_hf.data.audit.charts import Chart
-from m3el_hf.errors import one_line
+from m3el_hf.data.card import plain
 
 FOLDER = "audit"
 """Where in a built folder an audit is saved."""
@@ -213,14 +213,6 @@ def percent(share: float) -> str:
     if 0.9995 <= share < 1:
         return ">99.9 %"
     return f"{100 * share:.0f} %" if share in (0, 1) else f"{100 * share:.1f} %"
-
-
-def plain(text: str) -> str:
-    """Returns text of the data as one line that Markdown and HTML take as text."""
-    line = one_line("".join(letter if letter.isprintable() else " " for letter in text))
-    for sign in "\\|<>[]*_#":
-        line = line.replace(sign, f"\\{sign}")
-    return line.replace("`", "'")
 
 
 def _rich_table(section: Section) -> RichTable:

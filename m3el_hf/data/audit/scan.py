@@ -117,6 +117,7 @@ class Scan:
     """A built folder as columns.
 
     Attributes:
+        folder: The built folder.
         manifest: What the build says of itself.
         is_knowledge_base: Whether every entity is a candidate of every mention.
         rows: A column for each thing that is known of a row. Texts, ids and pictures are digests; ``name`` is that of
@@ -142,6 +143,7 @@ class Scan:
         Raises:
             M3ELError: If it is none, or cannot be read.
         """
+        self.folder = folder
         self.manifest = Manifest.load(folder)
         self.is_knowledge_base = self.manifest.kind == "knowledge_base"
         self.topics: list[str] = []

@@ -20,7 +20,7 @@ from PIL import Image
 from m3el_hf.data.audit import Audit, audit
 from m3el_hf.data.audit import scan as audit_scan
 from m3el_hf.data.audit.measures import positions, repeats, several, within
-from m3el_hf.data.manifest import Manifest
+from m3el_hf.data.manifest import Manifest, save_unusable_images
 from m3el_hf.data.rows import SAME_FILE
 from m3el_hf.data.schema import ENTITY_FEATURES, MENTION_FEATURES, NIL, ROW_FEATURES
 from m3el_hf.errors import M3ELError
@@ -85,7 +85,11 @@ def write(path: Path, features: Any, content: Sequence[Row]) -> None:
 
 
 def write_folder(
-    folder: Path, splits: Mapping[str, Sequence[Row]], entities: Sequence[Row] | None = None, **manifest: Any
+    folder: Path,
+    splits: Mapping[str, Sequence[Row]],
+    entities: Sequence[Row] | None = None,
+    unusable: Mapping[str, str] | None = None,
+    **manifest: Any,
 ) -> Path:
     """Writes a built folder of rows by split; the entities, where none are given, are those of the rows."""
     knowledge_base = manifest.get("kind") == "knowledge_base"
@@ -116,7 +120,9 @@ def write_folder(
         "entities": len(entities),
         "revision": "abc",
         "read": sum(counts.values()),
+        "unusable_images": len(unusable or {}),
     }
+    save_unusable_images(folder, unusable or {})
     Manifest(**{**values, **manifest}).save(folder)
     return folder
 
@@ -389,7 +395,7 @@ def test_what_the_build_reported(tmp_path):
     skipped = [f"person.json row {number}: no Qid" for number in range(23)]
     found = audited(
         tmp_path, {"train": rows(0, 4)}, read=30, skipped=skipped,
-        unusable_images=broken | {"a.png": "is missing"}, counts={"something else": 3},
+        unusable=broken | {"a.png": "is missing"}, counts={"something else": 3},
     )  # fmt: skip
     keys = ("read", "skipped", "rows_lost", "unusable_images", "counted: something else")
     assert counts(found, *keys) == [30, 23, 3, 6, 3]

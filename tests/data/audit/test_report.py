@@ -11,7 +11,8 @@ from PIL import Image
 from rich.console import Console
 
 from m3el_hf.data.audit import Audit, audit, is_audited
-from m3el_hf.data.audit.report import percent, plain
+from m3el_hf.data.audit.report import percent
+from m3el_hf.data.card import plain
 from m3el_hf.errors import M3ELError
 from tests.data.audit.test_audit import image, picture, put, row, rows, write_folder
 
@@ -33,7 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     train[5]["mention_image"] = train[6]["mention_image"]
     return write_folder(
         tmp_path_factory.mktemp("set"), {"train": train, "test": test}, title=f"Set {HOSTILE}", source=HOSTILE,
-        skipped=[f"file row 1: {HOSTILE}"], read=13, unusable_images={HOSTILE: "is missing"}, counts={HOSTILE: 4},
+        skipped=[f"file row 1: {HOSTILE}"], read=13, unusable={HOSTILE: "is missing"}, counts={HOSTILE: 4},
     )  # fmt: skip
 
 
