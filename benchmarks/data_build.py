@@ -64,7 +64,7 @@ def measure_speed(folder: Path, rows: int) -> None:
     show("Pillow decode alone", decode, **shown)
     show("imagefolder to Parquet, no decode", timed(partial(imagefolder, release, folder)), **shown)
     seconds: dict[int, list[float]] = {1: [], 2: []}
-    for processes in (1, 2, 1, 2):  # in turns, as other work on the machine comes and goes
+    for processes in (1, 2) * 3:  # in turns, as other work on the machine comes and goes
         options = {"num_proc": processes, "progress": False, "overwrite": True}
         seconds[processes].append(timed(partial(build, "m3el", release, folder / f"built{processes}", **options)))
         name = f"build, processes: {processes}"

@@ -258,7 +258,9 @@ class Workers:
             context = get_context("forkserver")  # a fork of this process would copy its threads' locks
             context.set_forkserver_preload([__name__])  # imported once for all
             self._written = context.Value("Q", 0)
-            self._pool = ProcessPoolExecutor(num_proc, context, _start_process, (writer, self._written))
+            self._pool = ProcessPoolExecutor(
+                num_proc, context, _start_process, (writer.partial, writer.settings, self._written)
+            )
             mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # processes inherit it: see _start_process
             for _ in range(num_proc):
                 self._pool.submit(int)
@@ -301,9 +303,9 @@ class Workers:
 _process: tuple[Writer, Any]
 
 
-def _start_process(writer: Writer, written: Any) -> None:
+def _start_process(partial: Path, settings: Settings, written: Any) -> None:
     global _process
-    _process = writer, written
+    _process = Writer(partial, settings), written
     # An interrupt is for the parent to tell of; one that came while this process was starting ends it now.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
