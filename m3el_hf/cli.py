@@ -150,6 +150,9 @@ def _data_build(options: argparse.Namespace) -> None:
     print(f"{manifest.read:,} instances read, {manifest.total:,} written to {options.output}")
     for topic, splits in manifest.rows.items():
         print(f"  {topic}: {', '.join(f'{split} {splits.get(split, 0):,}' for split in SPLITS)}")
+    for split in SPLITS:
+        if not any(splits.get(split) for splits in manifest.rows.values()):
+            print(f"  no {split} rows: m3el-hf data audit says why")
     if manifest.previous:
         print("  {rows:,} of these rows have the splits of {name} (revision {revision})".format(**manifest.previous))
     unusable = read_unusable_images(options.output)
@@ -203,11 +206,11 @@ def _add_data_push(commands: Any) -> None:
 
 def _data_push(options: argparse.Namespace) -> None:
     from m3el_hf.data.audit import is_audited
-    from m3el_hf.hub.push import push_folder
+    from m3el_hf.hub.push import check_push, push_folder
 
+    check_push(options.folder, options.repo_id, "dataset", options.create_pr, options.tag)  # before minutes of audit
     if not is_audited(options.folder):
         _audit(options.folder)  # what is published says what is wrong with it
-
     pushed = push_folder(
         options.folder,
         options.repo_id,

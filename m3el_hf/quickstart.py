@@ -115,9 +115,9 @@ def _load_data(options: QuickstartOptions, console: Console) -> DatasetDict:
         console.print(f"data: {manifest.read} instances read, {len(manifest.skipped)} skipped, written to {store}")
         for reason in manifest.skipped[:3]:
             console.print(f"  skipped: {reason}", style="yellow", markup=False)
-        if manifest.unusable_images:
+        if manifest.unusable_image_count:
             file, reason = next(iter(read_unusable_images(store).items()))
-            line = f"  {manifest.unusable_images} pictures missing or broken, such as: {file} {reason}"
+            line = f"  {manifest.unusable_image_count} pictures missing or broken, such as: {file} {reason}"
             console.print(line, style="yellow", markup=False)
     data = load_built(store)
     for split in ("train", "validation"):

@@ -38,15 +38,21 @@ def check_source(name: str | Path, revision: str | None = None) -> str:
     return str(name)
 
 
-def check_split(split: str, splits: Iterable[str], source: str) -> str:
-    """Returns ``split`` if it is among those of a source.
+def check_split(split: str, splits: Iterable[str], source: str, streaming: bool) -> list[str]:
+    """Returns the splits of a source of which ``split`` shows rows: of ``"train[:10]+test"``, train and test.
 
     Raises:
-        M3ELError: If it is not.
+        M3ELError: If there is no such split, or a part of one is to be streamed.
     """
-    if split not in splits:
-        raise M3ELError(f"no split {split!r} in {source}: it has {', '.join(splits)}")
-    return split
+    if not isinstance(split, str):
+        raise M3ELError(f"split is {split!r}: pass one, such as 'train' or 'train[:10]', or None for all")
+    names = [part.partition("[")[0] for part in split.split("+")]
+    for name in names:
+        if name not in splits:
+            raise M3ELError(f"no split {name!r} in {source}: it has {', '.join(splits)}")
+    if streaming and split not in splits:
+        raise M3ELError(f"{split!r} cannot be streamed: ask for one split, and take or skip rows of it")
+    return names
 
 
 def is_built(folder: Path) -> bool:
@@ -156,7 +162,8 @@ def load_built(
         source: A folder that `m3el-hf data build` wrote, or a Hub id.
         config: One of its configs.
         task: One of the nine tasks, to see a topic as that task does.
-        split: One split, or None for all of them. Of a Hub repository, only its files are downloaded.
+        split: One split, or a part of it such as ``"train[:10]"``; None for all of them. Of a Hub repository, only its
+            files are downloaded.
         revision: A tag, branch or commit of a Hub repository; None for its main branch.
         streaming: Whether to read rows as they are asked for, rather than all at once.
         cache_dir: Where `datasets` keeps what it made; None for its default.
@@ -186,7 +193,7 @@ def load_built(
     view = select(config, task, manifest.rows, manifest.kind == "knowledge_base")
     files = view.data_files(manifest.rows)
     if split is not None:
-        files = {split: files[check_split(split, files, str(source))]}
+        files = {name: files[name] for name in check_split(split, files, str(source), streaming)}
     path = str(source) if streaming else str(fetch_built(source, *files.values(), revision=revision))
     columns = None if view.columns is None else list(view.columns)
     try:

@@ -21,6 +21,8 @@ from m3el_hf.errors import M3ELError
 from m3el_hf.sources import check_source, check_split, fingerprint, is_built, load_built
 from m3el_hf.tasks import TOPICS
 
+logger = datasets.utils.logging.get_logger(__name__)
+
 _PIECE = 500  # rows that one process takes at a time
 
 
@@ -85,6 +87,13 @@ class M3EL(datasets.GeneratorBasedBuilder):
             raise M3ELError("data_dir is not set: pass the folder that holds the release")
         # The builder keeps the collection, for its spool is removed with it.
         self._collection = collection = collect(config.reader, Path(config.data_dir), config.seed)
+        report = collection.report
+        for kind, read, skipped in (
+            ("instances", report.read, report.skipped),
+            ("entities", report.entities_read, report.entities_skipped),
+        ):
+            if skipped:
+                logger.warning("%s of %s %s are skipped, such as: %s", len(skipped), read, kind, skipped[0])
         shared = {"spool": collection.folder}
         if view.name == ENTITIES_CONFIG:
             parts: list[Any] = [*collection.base(size=_PIECE)]
@@ -111,6 +120,9 @@ class M3EL(datasets.GeneratorBasedBuilder):
                 rows = maker.rows(piece)
             for row in rows:
                 yield str(row.get("id") or row.get("qid")), {name: row[name] for name in view.features}
+        if lost := maker.report.unusable_images:
+            file, reason = next(iter(lost.items()))
+            logger.warning("%s pictures cannot be had and are null, such as: %s %s", len(lost), file, reason)
 
 
 def register_dataset() -> None:
@@ -153,7 +165,8 @@ def load_m3el(
             base, ``"mentions"`` or ``"entities"``.
         data_dir: The folder of a raw release, or a built folder, or a Hub id of one.
         task: One of the nine tasks, to see a topic as that task does.
-        split: One split, or None for all of them. Of a Hub repository, only its files are downloaded.
+        split: One split, or a part of it such as ``"train[:10]"``; None for all of them. Of a Hub repository, only its
+            files are downloaded.
         revision: A tag, branch or commit of a Hub repository; None for its main branch.
         streaming: Whether to read rows as they are asked for, rather than all at once.
         reader: The raw format, a name of `m3el_hf.data.readers.READERS`; None for ``"m3el"``.
@@ -187,11 +200,16 @@ def load_m3el(
     try:
         if streaming:
             rows = builder.as_streaming_dataset()
+            if split is not None:
+                (name,) = check_split(split, rows, source, streaming)
+                rows = rows[name]
         else:
             builder.download_and_prepare(num_proc=num_proc)
-            rows = builder.as_dataset()
+            if split is not None:
+                check_split(split, builder.info.splits, source, streaming)
+            rows = builder.as_dataset(split=split)
     except datasets.exceptions.DatasetGenerationError as error:
         if isinstance(error.__cause__, M3ELError):
             raise error.__cause__ from None
         raise
-    return rows if split is None else rows[check_split(split, rows, source)]
+    return rows

@@ -86,8 +86,7 @@ class Spool:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._files: dict[str, pa.ipc.RecordBatchFileReader] = {}
-        self._last: tuple[str, int] | None = None
-        self._batch: pa.RecordBatch | None = None
+        self._batches: dict[str, tuple[int, pa.RecordBatch]] = {}  # the last of each file
 
     def record(self, position: int) -> Record:
         """Returns a record by its position."""
@@ -101,10 +100,9 @@ class Spool:
         if name not in self._files:  # read, not mapped: what is mapped counts as memory
             self._files[name] = pa.ipc.open_file(pa.OSFile(str(self._folder / name)))
         number, row = divmod(position, _BATCH)
-        if self._batch is None or self._last != (name, number):
-            self._last = (name, number)
-            self._batch = self._files[name].get_batch(number)
-        return dict(self._batch.slice(row, 1).to_pylist()[0])
+        if name not in self._batches or self._batches[name][0] != number:
+            self._batches[name] = number, self._files[name].get_batch(number)
+        return dict(self._batches[name][1].slice(row, 1).to_pylist()[0])
 
 
 class _SpoolWriter:
@@ -267,7 +265,9 @@ def collect(
     if not topics:
         first = f"; the first was skipped because: {report.skipped[0]}" if report.skipped else ""
         raise M3ELError(f"{folder} holds {report.read} instances, none of them usable{first}")
-    if previous is not None and not previous.rows and released < len(topics):
+    if previous is not None and released == len(topics):
+        raise M3ELError("every row has a split of the source's own, which is kept: leave --previous out")
+    if previous is not None and not previous.rows:
         raise M3ELError(
             f"none of these rows stands in {previous.name}, whose splits they were to keep: pass an earlier version of "
             "the same data, or leave --previous out"
@@ -331,9 +331,12 @@ class _Described:
     def add(self, row: int, record: Record) -> None:
         """Notes the candidates of the next row."""
         for place, candidate in enumerate(record.candidates):
-            has_picture = candidate.picture is not None and candidate.picture.flaw is None
-            rank = (bool(candidate.name), has_picture, candidate.description is not None)
-            if candidate.qid not in self._rows or rank > self._ranks[candidate.qid]:
+            rank = (bool(candidate.name), candidate.picture is not None, candidate.description is not None)
+            known = self._ranks.get(candidate.qid)
+            if known is not None and rank <= known:
+                continue
+            rank = (rank[0], _is_there(candidate.picture), rank[2])  # a look at the disk, for the few that may be best
+            if known is None or rank > known:
                 self._rows[candidate.qid], self._ranks[candidate.qid] = (row, place), rank
 
     @cached_property
@@ -346,6 +349,12 @@ class _Described:
     def places(self, row: int) -> tuple[int, ...]:
         """Returns the candidates that a row describes, once all rows are noted."""
         return self._places.get(row, ())
+
+
+def _is_there(picture: Picture | None) -> bool:
+    if picture is None or picture.flaw is not None:
+        return False
+    return picture.data is not None or (picture.path is not None and picture.path.is_file())
 
 
 def _pieces(topics: list[str], splits: list[str], plans: list[RowPlan]) -> dict[tuple[str, str], Piece]:

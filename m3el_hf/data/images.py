@@ -50,7 +50,6 @@ class PictureStore:
                 f"a short side of {short_side} pixels shows nothing: give at least {LEAST_SHORT_SIDE}, "
                 "or keep the originals"
             )
-        _keep_freed_memory()
         self._short_side = short_side
         self._cache_bytes = cache_bytes
         self._used = 0
@@ -103,7 +102,7 @@ class PictureStore:
             self._used -= len(dropped) + _ENTRY_BYTES
 
 
-def _keep_freed_memory() -> None:
+def keep_freed_memory() -> None:
     """Makes the C library keep what large pictures free: to get it anew, page by page, takes a quarter of the time.
 
     glibc maps large blocks one by one until one is freed, and from then on only larger ones (mallopt(3),

@@ -40,7 +40,7 @@ class Manifest:
         skipped: ``"file row N: reason"`` for each instance that could not be used.
         entities_read: Entities found in the source's knowledge base, where it has one.
         entities_skipped: ``"file row N: reason"`` for each that could not be used.
-        unusable_images: How many pictures are named but cannot be had; `read_unusable_images` has the reasons.
+        unusable_image_count: How many pictures are named but cannot be had; `read_unusable_images` has the reasons.
         counts: Anything else worth a line, by name.
         software: Versions, by name.
     """
@@ -62,7 +62,7 @@ class Manifest:
     skipped: list[str] = field(default_factory=list)
     entities_read: int = 0
     entities_skipped: list[str] = field(default_factory=list)
-    unusable_images: int = 0
+    unusable_image_count: int = 0
     counts: dict[str, int] = field(default_factory=dict)
     software: dict[str, str] = field(default_factory=dict)
 
@@ -86,7 +86,7 @@ class Manifest:
         try:
             values: dict[str, Any] = json.loads((folder / FILE_NAME).read_text(encoding="utf-8"))
             return cls(**values)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             raise M3ELError(f"{folder} is no built dataset: build it first with m3el-hf data build") from None
         except (OSError, ValueError, TypeError) as error:
             raise M3ELError(

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from m3el_hf.data.manifest import Manifest
-from m3el_hf.data.schema import Record
+from m3el_hf.data.schema import SPLITS, Record
 from m3el_hf.errors import M3ELError, one_line
 from m3el_hf.sources import fetch_built
 
@@ -45,7 +45,9 @@ class PreviousSplits:
                 rows = pq.read_table(path, columns=_COLUMNS).to_pylist()
             except (OSError, pa.ArrowException) as error:
                 raise M3ELError(f"{path} cannot be read: {one_line(error)}") from error
-            self._splits |= {_key(*(row[name] for name in _COLUMNS)): split for row in rows}
+            for row in rows:  # of a row in two splits: never train on a held-out one
+                key = _key(*(row[name] for name in _COLUMNS))
+                self._splits[key] = max(split, self._splits.get(key, split), key=SPLITS.index)
 
     def apply(self, record: Record) -> Record:
         """Returns the record with the split that it had, unless it has a released one."""

@@ -56,10 +56,10 @@ class RowMaker:
         for plan in piece.rows:
             record = self.spool.record(plan.position)
             if record.candidates:
-                yield self._linking_row(record, plan.group)
+                yield self._linking_row(record, plan.group) | {"topic": piece.topic}  # as its folder is called
             else:
                 gold = None if plan.gold is None else self.spool.entity(plan.gold)
-                yield self._mention_row(record, plan.group, gold)
+                yield self._mention_row(record, plan.group, gold, None if gold is None else self._image(gold.picture))
 
     def described(self, piece: Piece) -> Iterator[list[Row]]:
         """Yields for each row of a piece the entities that are described there, in rows of `ENTITY_FEATURES`."""
@@ -88,13 +88,14 @@ class RowMaker:
         """
         order = sorted(range(len(record.candidates)), key=lambda place: self._rank(record, place))
         candidates = [record.candidates[position] for position in order]
+        images = [self._image(candidate.picture) for candidate in candidates]
         answer = next(index for index, candidate in enumerate(candidates) if candidate.qid == record.answer_qid)
-        return self._mention_row(record, group, candidates[answer], candidates) | {
+        return self._mention_row(record, group, candidates[answer], images[answer], candidates) | {
             "answer": answer,
             "candidate_qids": [candidate.qid for candidate in candidates],
             "candidate_names": [candidate.name or None for candidate in candidates],
             "candidate_descriptions": [candidate.description for candidate in candidates],
-            "candidate_images": [self._image(candidate.picture) for candidate in candidates],
+            "candidate_images": images,
             "gold_position_released": order[answer],
         }
 
@@ -102,9 +103,13 @@ class RowMaker:
         key = (self.seed, record.mention, record.context, record.candidates[place].qid)
         return hashlib.sha256(repr(key).encode()).digest()
 
-    def _mention_row(self, record: Record, group: str, gold: Entity | None, candidates: Sequence[Entity] = ()) -> Row:
+    def _mention_row(
+        self, record: Record, group: str, gold: Entity | None, gold_image: Row | None, candidates: Sequence[Entity] = ()
+    ) -> Row:
         image = self._image(record.picture)
-        is_gold = self._is_gold_image(record.picture, image, gold)
+        is_gold = None if image is None or gold_image is None else bool(image["bytes"] == gold_image["bytes"])
+        if gold is not None and _same_file(record.picture, gold.picture):
+            self.report.counts[SAME_FILE] += 1
         source = record.picture
         if is_gold and self.protocol == "deleaked":
             image = source = None  # where it came from tells as much
@@ -125,17 +130,6 @@ class RowMaker:
             "licences": [None if picture is None else picture.licence for picture in pictures],
         }
 
-    def _is_gold_image(self, picture: Picture | None, image: Row | None, gold: Entity | None) -> bool | None:
-        """Whether the mention's picture is the gold's own, byte for byte as stored; None where one is missing."""
-        if picture is None or gold is None or gold.picture is None:
-            return None
-        if picture.path is not None and picture.path == gold.picture.path:
-            self.report.counts[SAME_FILE] += 1
-        gold_image = self._image(gold.picture)
-        if image is None or gold_image is None:
-            return None
-        return bool(image["bytes"] == gold_image["bytes"])
-
     def _image(self, picture: Picture | None) -> Row | None:
         if picture is None:
             return None
@@ -144,6 +138,12 @@ class RowMaker:
         except UnusableImageError as reason:
             self.report.unusable_images[str(picture.path or picture.url)] = str(reason)
             return None
+
+
+def _same_file(one: Picture | None, other: Picture | None) -> bool:
+    if one is None or other is None or one.flaw is not None or one.path is None:
+        return False
+    return one.path == other.path
 
 
 def _same_name(mention: str, name: str) -> bool:

@@ -9,11 +9,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context, parent_process
 from pathlib import Path
-from threading import Thread
+from threading import Thread, current_thread, main_thread
 from typing import Any, Self
 
 import pyarrow as pa
@@ -22,7 +22,7 @@ from datasets import Features
 from tqdm import tqdm
 
 from m3el_hf.data.collection import Collection, Piece, Spool
-from m3el_hf.data.images import SHORT_SIDE, PictureStore
+from m3el_hf.data.images import SHORT_SIDE, PictureStore, keep_freed_memory
 from m3el_hf.data.rows import Row, RowMaker
 from m3el_hf.data.schema import ENTITY_FEATURES, IMAGE_COLUMNS, MENTION_FEATURES, ROW_FEATURES, SPLITS, Report
 from m3el_hf.errors import M3ELError
@@ -132,6 +132,7 @@ class Writer:
     settings: Settings
 
     def __post_init__(self) -> None:
+        keep_freed_memory()
         self._spool = Spool(self.partial / ".records")
         self._pictures = PictureStore(self.settings.short_side)
 
@@ -258,13 +259,12 @@ class Workers:
             context = get_context("forkserver")  # a fork of this process would copy its threads' locks
             context.set_forkserver_preload([__name__])  # imported once for all
             self._written = context.Value("Q", 0)
-            self._pool = ProcessPoolExecutor(
-                num_proc, context, _start_process, (writer.partial, writer.settings, self._written)
-            )
-            mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # processes inherit it: see _start_process
-            for _ in range(num_proc):
-                self._pool.submit(int)
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            interruptible = signal.getsignal(signal.SIGINT) is not signal.SIG_IGN
+            arguments = (writer.partial, writer.settings, self._written, interruptible)
+            self._pool = ProcessPoolExecutor(num_proc, context, _start_process, arguments)
+            with _interrupts_wait():
+                for _ in range(num_proc):
+                    self._pool.submit(int)
 
     def __enter__(self) -> Self:
         return self
@@ -303,12 +303,31 @@ class Workers:
 _process: tuple[Writer, Any]
 
 
-def _start_process(partial: Path, settings: Settings, written: Any) -> None:
+@contextmanager
+def _interrupts_wait() -> Iterator[None]:
+    """Puts an interrupt off, which would leave a process half started; those that start meanwhile put it off, too."""
+    came: list[object] = []
+    is_main = current_thread() is main_thread()  # no other may have handlers
+    before = signal.getsignal(signal.SIGINT)
+    if is_main and before is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, lambda *_: came.append(None))
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        if is_main:
+            signal.signal(signal.SIGINT, before)
+    if came:
+        raise KeyboardInterrupt
+
+
+def _start_process(partial: Path, settings: Settings, written: Any, interruptible: bool) -> None:
     global _process
-    _process = Writer(partial, settings), written
     # An interrupt is for the parent to tell of; one that came while this process was starting ends it now.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_DFL if interruptible else signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    _process = Writer(partial, settings), written
     Thread(target=_end_with_parent, daemon=True).start()
 
 

@@ -15,9 +15,11 @@ picture, and no others: shared candidates would draw nearly every new row into t
 from __future__ import annotations
 
 import hashlib
+import os
 from array import array
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,13 +28,16 @@ from numpy.typing import NDArray
 from m3el_hf.data.schema import NIL, SPLITS, Record
 
 MAX_GROUP_SHARE = 0.05
-"""A group that shared candidates would grow beyond this share of the rows is not joined further."""
+"""A group that shared candidates would grow beyond this share of the rows to be split is not joined further."""
 
 HELD_OUT_SHARE = 0.1
 """Share of a topic's rows that test and validation get, each."""
 
 TOLERANCE = 0.1
 """How far a share may be from its target, relative to it, before the fixed cut gives way to a better one."""
+
+
+_END = 4096  # bytes
 
 
 class _Groups:
@@ -70,7 +75,7 @@ class _Keys:
         """Notes a key of a row; the value None is no key."""
         if value is not None:
             data = value if isinstance(value, bytes) else str(value).encode()
-            self._keys.append(int.from_bytes(hashlib.blake2b(kind.encode() + b":" + data, digest_size=8).digest()))
+            self._keys.append(int.from_bytes(_digest(kind.encode() + b":" + data)))
             self._rows.append(row)
 
     @property
@@ -112,24 +117,24 @@ class Grouping:
         gold = None if record.answer_qid == NIL else record.answer_qid
         self.topics.append(topic)
         self.released.append(record.split)
-        self._names.append(gold or record.id)
+        self._names.append(gold or f"{NIL}-{_digest(repr((record.mention, record.context)).encode()).hex()}")
         for kind, value in [("gold", gold), ("context", record.context), *_picture_keys(record)]:
             self._ties.add(row, kind, value)
         for candidate in record.candidates:
             self._candidates.add(row, "candidate", candidate.qid)
 
     def groups(self) -> list[str]:
-        """Returns the name of each record's group: of all its golds (NIL: the row's id) the one of the least hash.
+        """Returns the name of each record's group: of all its golds (NIL: what is said) the one of the least hash.
 
         Shared golds, sentences and mention pictures always join. Shared candidates join rows whose split is still to be
-        chosen, rarest entity first, while the group stays within `MAX_GROUP_SHARE` of the rows: a few entities that
+        chosen, rarest entity first, while the group stays within `MAX_GROUP_SHARE` of these: a few entities that
         stand in very many rows would otherwise tie nearly everything into one group.
         """
         groups = _Groups(len(self))
         for rows in self._ties.shared():
             groups.join(rows)
         given = {groups.find(row) for row, split in enumerate(self.released) if split is not None}
-        limit = max(1, int(MAX_GROUP_SHARE * len(self)))
+        limit = max(1, int(MAX_GROUP_SHARE * self.released.count(None)))
         for rows in self._candidates.shared():
             if free := [row for row in rows if groups.find(row) not in given]:
                 groups.join(free, limit)
@@ -153,7 +158,28 @@ def _picture_keys(record: Record) -> list[tuple[str, Any]]:
     if shown is None or shown.flaw is not None:
         return []
     url = shown.url if shown.url and "://" in shown.url else None  # else a placeholder, which many rows may have
-    return [("path", shown.path), ("url", url), ("data", shown.data)]
+    return [("url", url), ("data", shown.data if shown.path is None else _ends(shown.path))]
+
+
+def _ends(path: Path) -> bytes | None:
+    """What tells a picture's file from others, wherever it lies: its size, beginning and end; None if it is not there.
+
+    To read all of each file would take as long as the build itself.
+    """
+    try:
+        if not path.is_file():  # a pipe would be waited for
+            return None
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            start = file.read(_END)
+            file.seek(max(0, size - _END))
+            return _digest(repr((size, start, file.read(_END))).encode())
+    except (OSError, ValueError):  # ValueError: a null character in the path
+        return None
+
+
+def _digest(data: bytes) -> bytes:
+    return hashlib.blake2b(data, digest_size=8).digest()
 
 
 def assign_splits(topics: Sequence[str], released: Sequence[str | None], groups: Sequence[str], seed: int) -> list[str]:

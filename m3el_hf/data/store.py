@@ -25,7 +25,7 @@ from m3el_hf.data.previous import PreviousSplits
 from m3el_hf.data.rows import check_protocol
 from m3el_hf.data.schema import SPLITS, Report
 from m3el_hf.data.shards import Settings, Workers, Writer, plan_shards, read_report
-from m3el_hf.errors import M3ELError
+from m3el_hf.errors import M3ELError, one_line
 from m3el_hf.sources import fingerprint, is_built
 
 _LOCK = ".lock"
@@ -82,19 +82,19 @@ def build(
     output = output.resolve()
     _check_output(folder, output, overwrite)
     settings = Settings(seed, protocol, short_side)
-    known = None if previous is None else PreviousSplits(previous)
     partial = output.with_name(output.name + ".partial")
     writer = Writer(partial, settings)
     with _locked(partial, folder), Workers(writer, num_proc) as workers:
         if (partial / ".replaced").exists() and not output.exists():  # killed between the two moves below
             os.rename(partial / ".replaced", output)
-        _start(partial, fingerprint(folder, reader, settings, known and known.revision, options, _software()))
         try:
+            known = None if previous is None else PreviousSplits(previous)
+            _start(partial, fingerprint(folder, reader, settings, known and known.revision, options, _software()))
             collection = collect(
                 reader, folder, seed, previous=known, work=partial / ".records", progress=progress, **options
             )
         except M3ELError:
-            if not any((partial / ".reports").iterdir()):  # nothing is lost
+            if not any(partial.glob(".reports/*")):  # nothing is lost
                 shutil.rmtree(partial)
             raise
         shards = plan_shards(collection, settings)
@@ -103,7 +103,9 @@ def build(
         reports = [read_report(partial, shard) for shard in shards]
         unusable = _unusable_images([collection.report, *reports], folder)
         manifest = _manifest(reader, folder, collection, settings, known, reports, unusable, _revision(work))
-        manifest = replace(manifest, title=title or manifest.title, license_id=license_id or manifest.license_id)
+        manifest = replace(
+            manifest, title=one_line(title or manifest.title), license_id=license_id or manifest.license_id
+        )
         _check_nothing_lost(manifest, work)
         manifest.save(work)
         save_unusable_images(work, unusable)
@@ -120,6 +122,10 @@ def _check_output(folder: Path | None, output: Path, overwrite: bool) -> None:
         raise M3ELError(f"{output} holds the source: choose another --output")
     if folder is not None and output.is_relative_to(folder.resolve()):
         raise M3ELError(f"{output} lies in the source, which is only read: choose another --output")
+    if folder is not None and is_built(folder):
+        raise M3ELError(f"{folder} is a built dataset: pass the folder of the raw release that it was built from")
+    if re.search(r"[][*?]", str(output)):
+        raise M3ELError(f"{output} has a bracket, a * or a ? in it, which load_dataset takes for a pattern: rename it")
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return
     if not is_built(output):
@@ -193,7 +199,7 @@ def _manifest(
         skipped=report.skipped,
         entities_read=report.entities_read,
         entities_skipped=report.entities_skipped,
-        unusable_images=len(unusable),
+        unusable_image_count=len(unusable),
         counts=dict(sorted(counts.items())),
         software=_software(),
     )

@@ -93,12 +93,10 @@ def push_folder(
     Raises:
         M3ELError: If the folder is not such a folder, the version exists, or the Hub cannot be reached or refuses.
     """
-    _check(folder, repo_id, repo_type, create_pr, tag)
+    check_push(folder, repo_id, repo_type, create_pr, tag)
     repository = _Repository(HfApi(library_name="m3el-hf", library_version=__version__), repo_id, repo_type)
     look = ""
     try:
-        if get_token() is None:
-            raise M3ELError("no token for the Hub: run `hf auth login`")
         before = _persist(lambda: repository.open(private))
         if tag:
             _persist(lambda: repository.refuse_taken(tag))
@@ -116,8 +114,14 @@ def push_folder(
     return Pushed(commit.commit_url, commit.oid, commit.oid != before, commit.pr_url, tag)
 
 
-def _check(folder: Path, repo_id: str, repo_type: RepoType, create_pr: bool, tag: str | None) -> None:
-    """Refuses what no request is needed to refuse."""
+def check_push(
+    folder: Path, repo_id: str, repo_type: RepoType, create_pr: bool = False, tag: str | None = None
+) -> None:
+    """Refuses what no request is needed to refuse; arguments as in `push_folder`.
+
+    Raises:
+        M3ELError: If the folder, the name or the tag cannot be pushed, or there is no token.
+    """
     if not folder.is_dir():
         raise M3ELError(f"no such folder: {folder}")
     if repo_type == "dataset" and not is_built(folder):
@@ -134,6 +138,8 @@ def _check(folder: Path, repo_id: str, repo_type: RepoType, create_pr: bool, tag
         raise M3ELError("a pull request cannot be a version: tag it once it is merged, or push without a pull request")
     if tag is not None and not re.fullmatch(r"\w+([.+-]\w+)*", tag, re.ASCII):
         raise M3ELError(f"{tag!r} cannot name a version: use letters, digits and points, such as v1.0")
+    if get_token() is None:
+        raise M3ELError("no token for the Hub: run `hf auth login`")
     if is_offline_mode():
         raise M3ELError(f"{folder} cannot be pushed while HF_HUB_OFFLINE is set: unset it")
 
@@ -176,6 +182,11 @@ class _Repository:
         files = dict(_files(folder, self.type))
         remote = self.api.list_repo_files(self.id, repo_type=self.type, revision=head)
         gone = sorted(path for path in remote if path not in files and _is_replaced(path, self.type))
+        if gone and self.type == "dataset" and FILE_NAME not in remote:
+            raise M3ELError(
+                f"{self.id} holds {gone[0]} and no {FILE_NAME}, so it was not built by m3el-hf and nothing of it is "
+                f"deleted: push to another repository, or empty this one at {self.page}/tree/main first"
+            )
         return self.api.create_commit(
             self.id,
             [*map(CommitOperationDelete, gone), *(CommitOperationAdd(path, file) for path, file in files.items())],

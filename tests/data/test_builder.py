@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 from datasets import Dataset, DatasetDict, IterableDataset, load_dataset
 from PIL import Image
@@ -417,3 +418,24 @@ def test_a_registered_builder_reads_a_raw_release_by_name(release, tmp_path):
             split: one["id"][:] for split, one in load_m3el("person", data_dir=folder, cache_dir=tmp_path).items()
         }
         assert stream == load_m3el("t2t", data_dir=folder, seed=3, split="train", cache_dir=tmp_path)["id"][:]
+
+
+def test_what_a_raw_release_loses_is_said(tmp_path, caplog):
+    rows = [instance(0), instance(1, Qid=""), instance(2)]
+    folder = write_release(tmp_path / "raw", rows)
+    next(folder.rglob("mention0.png")).write_bytes(b"")
+    datasets.utils.logging.enable_propagation()
+    load_m3el(data_dir=folder, cache_dir=tmp_path / "cache")
+    assert "1 of 3 instances are skipped, such as: person.json row 1: has no gold (field Qid)" in caplog.text
+    assert "1 pictures cannot be had and are null, such as: " in caplog.text
+    datasets.utils.logging.disable_propagation()
+
+
+@pytest.mark.parametrize("raw", [True, False])
+def test_a_part_of_a_split_is_read_as_datasets_does(source, built, tmp_path, raw):
+    options = {"data_dir": source if raw else built, "cache_dir": tmp_path}
+    whole = load_m3el(**options)
+    part = load_m3el(split="train[:3]+test[1:]", **options)
+    assert part["id"] == [*whole["train"]["id"][:3], *whole["test"]["id"][1:]]
+    assert "'train[:3]' cannot be streamed" in mistake(split="train[:3]", streaming=True, **options)
+    assert "split is ['train']: pass one" in mistake(split=["train"], **options)

@@ -200,3 +200,13 @@ def test_mini_reads_no_folder(tmp_path):
 
 def test_mini_is_counted():
     assert collect("mini", None, instances=10).report.read == 10
+
+
+def test_an_entity_is_described_where_its_picture_is_there(tmp_path):
+    rows = [instance(number, images=False) for number in range(3)]
+    for number, row in enumerate(rows):
+        row["candidates"][1] = {"Qid": "Q9", "name": "nine", "image": ["", "", f"/M3EL/{number}/nine.png"]}
+    folder = write_release(tmp_path / "release", rows)
+    (folder / "0" / "nine.png").unlink()
+    (entity,) = [one for one in entities_of(collect("m3el", folder)) if one["qid"] == "Q9"]
+    assert entity["image"] is not None

@@ -187,3 +187,12 @@ def test_both_forms_of_wikidiverse_build(tmp_path):
     }
     for built in ("a", "b"):
         assert audit(tmp_path / built, progress=False).fact("rows") is not None
+
+
+def test_a_set_of_nil_alone_is_built_and_audited(tmp_path):
+    (tmp_path / "raw").mkdir()
+    one = {"sentence": "He left.", "mentions": ["He"], "entities": ["-"], "answer": ["nil"]}
+    (tmp_path / "raw" / "Wikidata-MEL.json").write_text(json.dumps({"a": one, "b": one | {"sentence": "She left."}}))
+    manifest = build("melbench", tmp_path / "raw", tmp_path / "m3el", progress=False)
+    assert (manifest.total, manifest.entities) == (2, 0)
+    assert audit(tmp_path / "m3el", progress=False).fact("nil").counts["all"] == 2

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+
 import pytest
 from datasets import load_dataset
 
@@ -61,3 +63,41 @@ def test_new_rows_beside_an_earlier_version_are_split_as_ever(tmp_path):
 def test_a_previous_version_must_be_a_built_one(source, tmp_path):
     with pytest.raises(M3ELError, match="is no dataset that m3el-hf data build wrote"):
         build("m3el", source, tmp_path / "m3el", progress=False, previous=source)
+
+
+def test_an_earlier_version_is_no_use_where_every_split_is_the_sources_own(source, tmp_path):
+    folder = write_release(tmp_path / "release", [instance(0, images=False)], "person_train.json")
+    build("m3el", folder, tmp_path / "v1", progress=False)
+    with pytest.raises(M3ELError, match="every row has a split of the source's own, which is kept: leave --previous"):
+        build("m3el", folder, tmp_path / "v2", progress=False, previous=tmp_path / "v1")
+
+
+def test_of_a_row_in_two_splits_the_held_out_one_counts(tmp_path):
+    row = instance(0, images=False)
+    for split in ("train", "test"):
+        write_release(tmp_path / "old", [row, instance(5 + len(split), images=False)], f"person_{split}.json")
+    build("m3el", tmp_path / "old", tmp_path / "v1", progress=False)
+    write_release(tmp_path / "new", [row, instance(9, images=False)])
+    build("m3el", tmp_path / "new", tmp_path / "v2", progress=False, previous=tmp_path / "v1")
+    assert row["Qid"] in load_dataset(str(tmp_path / "v2"), split="test")["answer_qid"]
+
+
+def test_a_replaced_version_gives_its_splits_after_a_kill_too(tmp_path, monkeypatch):
+    """Killed when the old version was moved away and the new one not yet there."""
+    folder = write_release(tmp_path / "release", [instance(number, images=False) for number in range(20)])
+    build("m3el", folder, tmp_path / "m3el", progress=False)
+    again = {"progress": False, "previous": tmp_path / "m3el", "overwrite": True}
+    whole, moves = os.rename, []
+
+    def rename(*names: object) -> None:
+        moves.append(names)
+        if len(moves) == 2:
+            raise KeyboardInterrupt
+        whole(*names)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rename", rename)
+        with pytest.raises(KeyboardInterrupt):
+            build("m3el", folder, tmp_path / "m3el", **again)
+    assert not (tmp_path / "m3el").exists()
+    assert build("m3el", folder, tmp_path / "m3el", **again).previous["rows"] == 20

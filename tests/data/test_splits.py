@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
@@ -59,15 +60,25 @@ def partition(labels: Sequence[object]) -> set[frozenset[int]]:
     return {frozenset(rows) for rows in members.values()}
 
 
+FOLDER = Path(tempfile.mkdtemp(prefix="m3el-test-"))
+CONTENTS = {"a": b"x" * 9999, "b": b"x" * 9998, "copy of b": b"x" * 9998, "c": b"x" * 9998 + b"y", "d": b"d", "e": b""}
+for name, content in CONTENTS.items():
+    (FOLDER / name).write_bytes(content)
+
 PICTURES = [
-    Picture(path=Path("a.png"), url="https://example.org/1"),
-    Picture(path=Path("b.png"), url="https://example.org/1"),
-    Picture(path=Path("b.png"), url="https://example.org/2"),
-    Picture(path=Path("d.png"), url="N/A"),
-    Picture(path=Path("e.png"), url="N/A"),
+    Picture(path=FOLDER / "a", url="https://example.org/1"),
+    Picture(path=FOLDER / "b", url="https://example.org/1"),
+    Picture(path=FOLDER / "b", url="https://example.org/2"),
+    Picture(path=FOLDER / "copy of b"),
+    Picture(path=FOLDER / "c"),
+    Picture(path=FOLDER / "d", url="N/A"),
+    Picture(path=FOLDER / "e", url="N/A"),
+    Picture(path=FOLDER / "absent", url="N/A"),
+    Picture(path=FOLDER / "a" / "absent"),
+    Picture(path=FOLDER),
     Picture(data=b"1"),
     Picture(data=b"2"),
-    Picture(path=Path("c.png"), url="https://example.org/3", flaw="is bad"),
+    Picture(path=FOLDER / "a", url="https://example.org/3", flaw="is bad"),
     Picture(),
 ]
 
@@ -91,6 +102,10 @@ def worlds(draw: st.DrawFn, candidates: int = 0, released: bool = False) -> list
     ]
 
 
+def content(picture: Picture) -> bytes | None:
+    return picture.data if picture.path is None else CONTENTS.get(picture.path.name) if picture.path != FOLDER else None
+
+
 def must_join(one: Record, other: Record) -> bool:
     """Whether two rows show the same: gold, sentence or mention picture."""
     a, b = one.picture, other.picture
@@ -98,11 +113,7 @@ def must_join(one: Record, other: Record) -> bool:
         a is not None
         and b is not None
         and not (a.flaw or b.flaw)
-        and (
-            (a.path is not None and a.path == b.path)
-            or (a.url not in (None, "N/A") and a.url == b.url)
-            or (a.data is not None and a.data == b.data)
-        )
+        and ((content(a) is not None and content(a) == content(b)) or (a.url not in (None, "N/A") and a.url == b.url))
     )
     same_context = one.context is not None and one.context == other.context
     return one.answer_qid == other.answer_qid or same_context or same_picture
@@ -257,9 +268,19 @@ def rows_that_share(records: Sequence[Record], splits: Sequence[str], held_out: 
     ]
 
 
-def test_nil_ties_nothing_and_names_no_group():
-    records = [make(row, NIL) for row in range(4)]
-    assert group_rows(records) == [f"row-{row}" for row in range(4)]
+def test_nil_ties_nothing_and_what_is_said_names_the_group():
+    records = [replace(make(row, NIL), mention=f"mention {row}") for row in range(4)]
+    names = group_rows(records)
+    assert len(set(names)) == 4
+    assert NIL not in names
+    assert group_rows([replace(record, id="moved", source="moved") for record in records[::-1]]) == names[::-1]
+
+
+def test_few_new_rows_beside_many_old_ones_are_split_too():
+    """The limit of a group counts the rows that are to be split, not those that are."""
+    old = [make(row, split="train") for row in range(1000)]
+    new = [make(2000 + row, others=[f"C{row % 5}", "everywhere"]) for row in range(40)]
+    assert set(split_rows([*old, *new])[1000:]) == set(SPLITS)
 
 
 @given(records=worlds(candidates=2), seed=st.integers(0, 3), order=st.randoms(use_true_random=False))
@@ -294,7 +315,7 @@ def test_a_candidate_draws_no_row_to_one_whose_split_is_given():
     assert all(abs(counts[split] - share * 300) <= 10 for split, share in zip(SPLITS, (0.8, 0.1, 0.1), strict=True))
 
 
-@pytest.mark.parametrize("tie", [{"gold": "Q0"}, {"context": "said"}, {"picture": PICTURES[0]}])
+@pytest.mark.parametrize("tie", [{"gold": "Q0"}, {"context": "said"}, {"picture": PICTURES[1]}])
 def test_gold_sentence_and_picture_draw_a_row_to_one_whose_split_is_given(tie):
     for split in SPLITS:
         old = replace(make(0, split=split, **(tie if "gold" not in tie else {})))

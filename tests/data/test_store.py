@@ -232,7 +232,7 @@ def test_a_build_reports_what_was_missing(source, tmp_path):
     picture.write_bytes(b"")
     manifest = build("m3el", broken, tmp_path / "m3el", progress=False)
     assert manifest == Manifest.load(tmp_path / "m3el")
-    assert manifest.unusable_images == 1
+    assert manifest.unusable_image_count == 1
     assert read_unusable_images(tmp_path / "m3el") == {str(picture.relative_to(broken)): "is empty (0 bytes)"}
     rows = load_dataset(str(tmp_path / "m3el"), "books", split="train")
     assert sum(image is None for row in rows for image in row["candidate_images"]) == 1
@@ -365,3 +365,13 @@ def test_most_of_a_changed_file_is_what_it_was(tmp_path):
     known = {old[start : start + 32] for start in range(len(old))}
     pieces = [new[start : start + 32] for start in range(0, len(new), 32)]
     assert sum(piece in known for piece in pieces) > 0.3 * len(pieces)
+
+
+def test_a_built_folder_is_no_source(built, tmp_path):
+    with pytest.raises(M3ELError, match="is a built dataset: pass the folder of the raw release"):
+        build("m3el", built, tmp_path / "m3el", progress=False)
+
+
+def test_a_name_that_load_dataset_takes_for_a_pattern_is_refused(source, tmp_path):
+    with pytest.raises(M3ELError, match="which load_dataset takes for a pattern"):
+        build("m3el", source, tmp_path / "m3el[1]", progress=False)

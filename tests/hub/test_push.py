@@ -152,6 +152,13 @@ def test_a_dataset_comes_back_equal(client, hub, built):
     assert client.load(SET, "entities", streaming=True) == client.load(str(built), "entities")
 
 
+def test_a_repository_that_was_not_built_here_loses_nothing(client, hub, built):
+    hub.create(SET, "dataset").commit({"data/theirs.csv": b"a,b", "README.md": b"# Theirs"})
+    with pytest.raises(M3ELError, match=r"holds data/theirs.csv and no manifest.json, .* nothing of it is deleted"):
+        client.push(built)
+    assert hub.files(SET, "dataset")["data/theirs.csv"] == b"a,b"
+
+
 def test_only_what_belongs_to_a_dataset_is_uploaded(client, hub, built, tmp_path):
     belongs = local_files(built)
     (tmp_path / "elsewhere").mkdir()

@@ -102,7 +102,7 @@ def _input(scan: Scan) -> Section:
             single("entities_read", "entities read", "Found in the source.", manifest.entities_read),
             single("entities_skipped", "entities skipped", "Likewise.", skipped, manifest.entities_read),
         ]
-    unusable = manifest.unusable_images
+    unusable = manifest.unusable_image_count
     facts += [single("unusable_images", "pictures named but not had", "Files absent, broken, no pictures.", unusable)]
     facts += [single(f"counted: {name}", name, "", count) for name, count in manifest.counts.items()]
     return Section("input", "What was read", "Counted while the folder was built.", [ALL], facts)

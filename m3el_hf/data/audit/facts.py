@@ -165,7 +165,7 @@ def _candidates(tally: Tally) -> Section:
 
 
 _LEAKS = {
-    "group": ("split group", "`split_group`: 0 where the splits were made here; the source's own may share some."),
+    "group": ("split group", "`split_group`: 0 where all splits were made here; given ones may share some."),
     "gold": ("gold", "The answer is an answer there; NIL is none."),
     "distractor_gold": ("gold, as a distractor only", "The answer stands there, and never as the answer."),
     "candidate": ("any candidate", "Gold or distractor."),

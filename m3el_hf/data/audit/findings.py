@@ -40,8 +40,9 @@ def _rules(manifest: Manifest) -> list[Rule]:
         "image_is_gold", 1, "As stored, the mention's picture was the gold's, byte for byte, in {amount}; the build "
         "removed it.", noun="rows with both pictures")
     return [
-        Rule("leak_group", 1 if manifest.released_splits else 2, "Split groups stand in several splits, as only the "
-             "source's own splits may leave them: {amount}.", "split groups in several splits"),
+        Rule("leak_group", 1 if manifest.released_splits or manifest.previous else 2, "Split groups stand in several "
+             "splits, as only splits of the source or of an earlier version may leave them: {amount}.",
+             "split groups in several splits"),
         Rule("leak_gold", 1 if entities == "entities" else 2, "Held-out rows share their gold with another split: "
              "{amount}. Give figures for golds seen and unseen apart.", "golds in several splits"),
         *[removed] * (manifest.protocol == "deleaked"),
@@ -230,6 +231,6 @@ def _tasks(facts: dict[str, Fact]) -> list[Ranked]:
     if some:
         worst = min(some, key=lambda name: some[name])
         amount = _amount(tasks[worst], "rows")
-        text = f"Not every row is complete for {len(some)} of the {len(tasks)} tasks; fewest for `{worst}`: {amount}."
+        text = f"Some rows are incomplete for {len(some)} of the {len(tasks)} tasks; complete for `{worst}`: {amount}."
         result.append((1, 1 - some[worst], text))
     return result

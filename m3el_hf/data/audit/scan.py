@@ -158,7 +158,8 @@ class Scan:
         self._entity_files = _files(folder, "entities", ENTITY_FEATURES)
         total = sum(file.count for file in [*self._entity_files, *self._row_files])
         with tqdm(total=total, unit=" rows", desc="auditing", disable=not progress) as bar:
-            self.entities = _joined(_each_group(self._entity_files, self._entities, bar))
+            none = _entity_columns([], [], [], _digests([]))  # a knowledge base may be empty
+            self.entities = _joined([none, *_each_group(self._entity_files, self._entities, bar)])
             rows, candidates = zip(*_each_group(self._row_files, self._rows, bar), strict=True)
         self.rows, self.candidates = _joined(rows), _joined(candidates)
         splits = [SPLITS.index(file.split) for file in self._row_files]
@@ -321,7 +322,7 @@ def _files(folder: Path, kind: str, features: Features) -> list[_File]:
             raise M3ELError(f"{path} lacks the columns {', '.join(missing)}: build the dataset again")
         if files[-1].split not in SPLITS:
             raise M3ELError(f"{path} is of no split ({', '.join(SPLITS)}): build the dataset again")
-    if not any(file.count for file in files):
+    if not files or (kind != "entities" and not any(file.count for file in files)):
         raise M3ELError(f"{folder} holds no {kind}: build the dataset again")
     return sorted(files, key=lambda file: SPLITS.index(file.split))  # of what is doubled, the first is in train
 

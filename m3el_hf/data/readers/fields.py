@@ -98,7 +98,7 @@ def get_fields(row: Any, known: frozenset[str], report: Report, kind: str = "fie
         raise UnusableRowError(f"is of type {type(row).__name__}, not an object")
     for name in row:
         if name not in known:
-            line = _line(f"{kind} {name!r} not read")
+            line = _line(f"{kind} {repr(name)[:80]} not read")
             named = sum(one.endswith(" not read") for one in report.counts)
             report.counts[line if line in report.counts or named < _MOST_FIELDS else "other fields, not read here"] += 1
     return row
@@ -156,11 +156,18 @@ def find_path_flaw(path: Path, folder: Path) -> str | None:
     name = os.path.join(os.getcwd(), path)
     if "\0" in name:
         return "has a null character in its path"
-    root = _resolve(os.path.join(os.getcwd(), folder))
+    root = _root(_resolve(os.path.join(os.getcwd(), folder)))
     parent, last = os.path.split(name)
     if last != ".." and not os.path.islink(name) and _is_inside(_resolve(parent), root):
         return None
     return None if _is_inside(os.path.realpath(name), root) else "lies outside the source's folder"
+
+
+@lru_cache(maxsize=4)
+def _root(folder: str) -> str:
+    """The folder that links may not leave; of a snapshot in the Hub's cache, made of links, that of its repository."""
+    above = (parent.parent for parent in Path(folder).parents if parent.name == "snapshots")
+    return next((str(one) for one in above if (one / "blobs").is_dir()), folder)
 
 
 def _is_inside(path: str, root: str) -> bool:

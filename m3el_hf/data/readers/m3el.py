@@ -28,7 +28,8 @@ from m3el_hf.data.schema import SPLITS, Entity, Picture, Reader, Record, Report
 from m3el_hf.errors import M3ELError
 from m3el_hf.tasks import TOPICS
 
-_FILE_NAME = re.compile(rf"({'|'.join(TOPICS)})(?:_({'|'.join(SPLITS)}))?\.json")
+_SPLITS = {split: split for split in SPLITS} | {"dev": "validation", "val": "validation"}
+_FILE_NAME = re.compile(rf"({'|'.join(TOPICS)})(?:_({'|'.join(_SPLITS)}))?\.json")
 _FIELDS = frozenset({"Qid", "name", "description", "sentence", "image", "candidates", "difficulty"})
 """The fields of an instance; its description is that of the gold, which stands among the candidates."""
 
@@ -61,7 +62,9 @@ def _recognises(folder: Path) -> bool:
 
 def _topic_files(folder: Path, report: Report) -> list[tuple[Path, str, str | None]]:
     files = [
-        (path, match[1], match[2]) for path in sorted(folder.iterdir()) if (match := _FILE_NAME.fullmatch(path.name))
+        (path, match[1], _SPLITS[match[2]] if match[2] else None)
+        for path in sorted(folder.iterdir())
+        if (match := _FILE_NAME.fullmatch(path.name))
     ]
     known = {path for path, _, _ in files}
     note_unread(folder, known, report, "its name is not <topic>.json or <topic>_<split>.json")
@@ -77,10 +80,9 @@ def _record(
     instance: Any, folder: Path, topic: str, split: str | None, id_: str, source: str, report: Report
 ) -> Record:
     fields = get_fields(instance, _FIELDS, report)
-    qid = get_text(fields, "Qid")
+    qid, mention, _ = (get_text(fields, key) for key in ("Qid", "name", "description"))  # not read, yet to be text
     if qid is None:
         raise UnusableRowError("has no gold (field Qid)")
-    mention = get_text(fields, "name")
     if mention is None:
         raise UnusableRowError("has no mention name (field name)")
     candidates = _candidates(fields.get("candidates"), folder, report)
@@ -131,9 +133,12 @@ def _picture(value: Any, folder: Path) -> Picture | None:
         raise UnusableRowError(f"field image is of type {type(value).__name__}, not [file name, url, path]")
     parts = [None if part is None else check_text(part, "field image") or None for part in value[:3]]
     file, url, location = parts + [None] * (3 - len(parts))
-    if location is None:
-        return Picture(path=Path(file) if file else None, url=url, flaw="has no path") if file or url else None
-    path = folder.joinpath(*Path(location.lstrip("/")).parts[1:])  # the root, /M3EL/ or /DiffMEL/, is the folder
+    if not any((file, url, location)):
+        return None
+    place = Path((location or "").lstrip("/")).parts[1:]  # the root, /M3EL/ or /DiffMEL/, is the folder
+    if not place:
+        return Picture(path=None if url else Path(location or file or ""), url=url, flaw="has no path")
+    path = folder.joinpath(*place)
     return Picture(path=path, url=url, flaw=find_path_flaw(path, folder))
 
 

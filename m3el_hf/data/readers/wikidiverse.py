@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -139,9 +140,10 @@ def _files(folder: Path | None, report: Report, form: tuple[str, ...]) -> list[t
 
 
 def _has_form(path: Path, form: tuple[str, ...]) -> bool:
-    """Whether the first row that can be parsed has a form."""
-    item = next((item for _, item in parse_elements(path, Report())), None)
-    return isinstance(item, list | tuple) and len(item) == len(form)
+    """Whether most of the first rows that can be parsed have a form; the others are for whoever reads it to report."""
+    rows = [item for _, item in islice(parse_elements(path, Report()), 20)]
+    fitting = sum(isinstance(item, list | tuple) and len(item) == len(form) for item in rows)
+    return 2 * fitting > len(rows)
 
 
 def _recognises(form: tuple[str, ...], folder: Path) -> bool:

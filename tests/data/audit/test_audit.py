@@ -120,7 +120,7 @@ def write_folder(
         "entities": len(entities),
         "revision": "abc",
         "read": sum(counts.values()),
-        "unusable_images": len(unusable or {}),
+        "unusable_image_count": len(unusable or {}),
     }
     save_unusable_images(folder, unusable or {})
     Manifest(**{**values, **manifest}).save(folder)

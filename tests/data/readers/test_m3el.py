@@ -325,7 +325,7 @@ def test_a_missing_folder_is_a_mistake(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["music.json", "person_dev.json", "Person.json", "person.jsonl", "person_train.json.gz"]
+    "name", ["music.json", "person_half.json", "Person.json", "person.jsonl", "person_train.json.gz"]
 )
 def test_an_unknown_topic_is_a_mistake_that_names_the_known(tmp_path, name):
     message = mistake(lambda: read_text(tmp_path, "[]", name))
@@ -333,7 +333,7 @@ def test_an_unknown_topic_is_a_mistake_that_names_the_known(tmp_path, name):
     assert all(topic in message for topic in TOPICS)
 
 
-@pytest.mark.parametrize("name", ["music.json", "person_dev.json", "books.jsonl"])
+@pytest.mark.parametrize("name", ["music.json", "person_half.json", "books.jsonl"])
 def test_an_unknown_topic_beside_a_known_is_reported(tmp_path, name):
     write_release(tmp_path, [instance(0)])
     records, report = read_text(tmp_path, json.dumps([instance(1)]), name)
@@ -383,8 +383,9 @@ def test_a_release_behind_a_link_is_its_own_inside(tmp_path):
     [
         (["a.png", "", ""], "a.png", "has no path"),
         (["", "https://example.org/a.png", ""], None, "has no path"),
-        (["a.png", "https://example.org/a.png"], "a.png", "has no path"),
-        (["", "", "/M3EL/"], "{}", None),
+        (["a.png", "https://example.org/a.png"], None, "has no path"),
+        (["", "", "/M3EL/"], "/M3EL", "has no path"),
+        (["", "", "a.png"], "a.png", "has no path"),
         (["", "", "/M3EL/a\0b.png"], "{}/a\0b.png", "has a null character in its path"),
         (["", "", "/M3EL/" + "a" * 300 + ".png"], "{}/" + "a" * 300 + ".png", None),
         (["", "", "/M3EL//etc/passwd"], "{}/etc/passwd", None),
@@ -430,3 +431,27 @@ def test_any_text_is_read_or_a_mistake(tmp_path_factory, text):
         assert len(str(error).splitlines()) == 1
     else:
         assert len(records) + len(report.skipped) == report.read
+
+
+def test_a_release_in_the_hubs_cache_is_read_with_its_pictures(tmp_path):
+    """There every file is a link into `blobs`, outside the snapshot's folder."""
+    folder = write_release(tmp_path / "datasets--user--raw" / "snapshots" / "abc", [instance(0)])
+    blobs = tmp_path / "datasets--user--raw" / "blobs"
+    blobs.mkdir()
+    for number, path in enumerate(sorted(one for one in folder.rglob("*") if one.is_file())):
+        path.rename(blobs / str(number))
+        path.symlink_to(blobs / str(number))
+    (tmp_path / "secret.png").write_bytes(b"secret")
+    outside = next(folder.rglob("Q01.png"))
+    outside.unlink()
+    outside.symlink_to(tmp_path / "secret.png")
+    (record,), _ = read(folder)
+    assert record.picture.flaw is None
+    flaws = [candidate.picture.flaw for candidate in record.candidates]
+    assert flaws == [None, "lies outside the source's folder", None]
+
+
+@pytest.mark.parametrize("name", ["dev", "val"])
+def test_a_development_set_is_for_validation(tmp_path, name):
+    (record,), _ = read(write_release(tmp_path, [instance(0, images=False)], f"person_{name}.json"))
+    assert record.split == "validation"

@@ -350,3 +350,11 @@ def test_a_file_that_cannot_be_read_is_a_mistake(tmp_path):
     (write(tmp_path, [passage(LIONS)]) / "test.json").write_text("<html>")
     with pytest.raises(M3ELError, match="test.json is neither JSON"):
         read(tmp_path)
+
+
+def test_an_odd_first_row_costs_no_other(tmp_path):
+    write(tmp_path, [["odd"], passage(LIONS), passage(LIONS)], "train.json")
+    records, report = read(tmp_path)
+    assert len(records) == 2
+    (reason,) = report.skipped
+    assert reason.startswith("train.json row 0: has 1 fields, not 4")
