@@ -95,11 +95,6 @@ def test_training_loss_and_gradients_are_those_of_the_released_code(oracle, rele
         assert_same(parameter.grad, gradients[name])
 
 
-def test_the_bidirectional_form_is_refused(oracle):
-    with pytest.raises(ValueError, match="unidirectional"):
-        MatchingHead.from_released(weights_of(oracle), bidirectional=True)
-
-
 def test_a_released_weight_that_is_absent_is_named(oracle):
     weights = weights_of(oracle)
     del weights["cmm.gate_fc.bias"]

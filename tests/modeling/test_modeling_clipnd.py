@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import AutoModel, AutoProcessor, BertConfig, CLIPConfig, CLIPModel, CLIPProcessor
 
 from m3el_hf import TASKS, ClipNDConfig, ClipNDModel, ClipNDProcessor
-from m3el_hf.modeling.modeling_clipnd import Encoded
+from m3el_hf.modeling.encoded_clipnd import Encoded
 from tests.conftest import tiny_model
 from tests.modeling.test_matching_clipnd import slow_contrastive
 
@@ -117,9 +117,9 @@ def test_padding_changes_nothing(model, processor, padding):
         "attention_mask": torch.nn.functional.pad(prepared["attention_mask"], (0, padding)),
     }
     with torch.no_grad():
-        entities = model.encode_entities(**prepare(processor.entities, ENTITIES))
+        mentions, entities = encode_all(model, processor)
         scores = [model.score(model.encode_mentions(**one), entities).total for one in (prepared, longer)]
-        turned = [model.score(entities, model.encode_entities(**one)).total for one in (prepared, longer)]
+        turned = [model.score(mentions, model.encode_entities(**one)).total for one in (prepared, longer)]
     torch.testing.assert_close(scores[1], scores[0], rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(turned[1], turned[0], rtol=1e-5, atol=1e-5)
 
@@ -142,8 +142,8 @@ def test_a_tower_that_no_row_needs_does_not_run(model, processor, monkeypatch, t
     hidden = everything | {"has_text": everything["has_text"] & text, "has_image": everything["has_image"] & image}
     with torch.no_grad():
         scores = [
-            model.score(encoded, encoded).total
-            for encoded in (model.encode_mentions(**one) for one in (prepare(processor.mentions, items), hidden))
+            model.score(model.encode_mentions(**one), model.encode_entities(**one)).total
+            for one in (prepare(processor.mentions, items), hidden)
         ]
     torch.testing.assert_close(scores[1], scores[0], rtol=1e-5, atol=1e-5)
 
@@ -212,12 +212,15 @@ def test_the_matching_head_is_given_what_its_paper_encodes(processor):
         unit = image / image.norm(dim=1, keepdim=True)
         expected = {
             "text": text / text.norm(dim=1, keepdim=True),
-            "text_tokens": words.last_hidden_state,
             "text_mask": prepared["attention_mask"].bool(),
             "image": unit,
             "image_cls": model.image_cls_fc(unit),
-            "image_tokens": model.image_tokens_fc(patches),
         }
+        head = model.matching
+        for kind, tokens in (("text", words.last_hidden_state), ("image", model.image_tokens_fc(patches))):
+            tokens = getattr(head, f"{kind}_tokens_layernorm")(tokens)
+            expected[f"{kind}_keys"] = getattr(head, kind).fc_key(tokens)
+            expected[f"{kind}_values"] = getattr(head, kind).fc_value(tokens)
     for name, value in expected.items():
         torch.testing.assert_close(getattr(encoded, name), value, rtol=1e-5, atol=1e-5)
 
