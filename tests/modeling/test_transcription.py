@@ -21,6 +21,7 @@ from benchmarks.transcription import (
     transcribed_scores,
 )
 from m3el_hf import ClipNDConfig
+from m3el_hf.modeling import attention_clipnd, matching_clipnd
 from m3el_hf.modeling.matching_clipnd import Features, MatchingHead, MatchingScores
 from tests.conftest import real
 
@@ -163,11 +164,22 @@ widths = st.tuples(st.integers(2, 6), st.integers(2, 6))
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
 @pytest.mark.parametrize("mask_padding", [True, False])
-@pytest.mark.parametrize("attend", ATTEND)
+@pytest.mark.parametrize("block", [None, 1], ids=["whole", "blocks"])
 @settings(deadline=None, max_examples=15)
-@given(st.integers(0, 10**6), st.tuples(rows, rows), st.tuples(rows, rows), rows, widths)
-def test_scores_and_gradients_are_the_formulas(direction, mask_padding, attend, seed, counts, tokens, patches, sizes):
-    """Padding of any length, any mix of what is present."""
+@given(st.integers(0, 10**6), st.tuples(rows, rows), st.tuples(rows, rows), rows, widths, st.sampled_from(ATTEND))
+def test_scores_and_gradients_are_the_formulas(
+    direction, mask_padding, block, seed, counts, tokens, patches, sizes, attend
+):
+    """Padding of any length, any mix of what is present; in the smallest blocks as in one."""
+    with pytest.MonkeyPatch.context() as patch:
+        if block is not None:
+            patch.setattr(matching_clipnd, "MENTION_BLOCK", block)
+            patch.setattr(matching_clipnd, "BLOCK_BYTES", block)
+            patch.setattr(attention_clipnd, "CPU_BLOCK_BYTES", block)
+        check_scores_and_gradients(direction, mask_padding, seed, counts, tokens, patches, sizes, attend)
+
+
+def check_scores_and_gradients(direction, mask_padding, seed, counts, tokens, patches, sizes, attend) -> None:
     head = random_head(seed, sizes, direction, mask_padding=mask_padding)
     m, e = (random_side(count, length, patches, sizes, 0.7) for count, length in zip(counts, tokens, strict=True))
     found = head(m, e)
