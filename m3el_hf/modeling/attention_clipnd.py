@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,6 +18,9 @@ from torch.autograd.function import once_differentiable
 
 CPU_BLOCK_BYTES = 2**20
 """Of one block of logits on a CPU: it is read and written several times, which is fast in a core's level-2 cache."""
+
+CPU_GROUP = 10
+"""Of answerers in a block: more make their product no faster, and leave more of shorter ones' padding in it."""
 
 GPU_BLOCK_BYTES = 2**28
 """Of one block of answers on an accelerator: large enough to keep it busy, small beside its memory."""
@@ -41,42 +45,40 @@ def averaged_attention(
         ``[B, N, dv]``; zeros for a row of ``key`` that is masked throughout.
     """
     key = key / math.sqrt(key.shape[-1])
+    if key_mask is not None:
+        answered = key_mask.any(1, keepdim=True)
+        value, key_mask = value * answered.unsqueeze(-1), key_mask | ~answered  # a softmax over no key is NaN
     if query.device.type == "cpu":
         return _BlockedAttention.apply(query, weights, key, value, key_mask)
     return _fused_attention(query, weights, key, value, key_mask)
 
 
 def _fused_attention(query: Tensor, weights: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | None) -> Tensor:
-    """The same through a fused kernel: a block of all askers' tokens against each answerer; ``key`` comes scaled."""
+    """The same through a fused kernel, for keys that come scaled; a block of askers' tokens against each answerer."""
     count, width = len(key), value.shape[-1]
-    answered, mask = None, None
-    if key_mask is not None:
-        answered = key_mask.any(1)
-        mask = (key_mask | ~answered.unsqueeze(1))[:, None, None]  # a row with no key at all would be NaN
+    mask = None if key_mask is None else key_mask[:, None, None]
     size = max(1, GPU_BLOCK_BYTES // max(1, value.element_size() * count * query.shape[1] * width))
     parts = []
     for asking, weight in zip(query.split(size), weights.split(size), strict=True):
         flat = asking.reshape(1, 1, -1, asking.shape[-1]).expand(count, -1, -1, -1)
         answers = F.scaled_dot_product_attention(flat, key[:, None], value[:, None], attn_mask=mask, scale=1.0)
         parts.append((answers.view(count, *asking.shape[:2], width) * weight[..., None]).sum(2))
-    context = torch.cat(parts, 1) if parts else value.new_zeros(count, 0, width)
-    return context if answered is None else context * answered[:, None, None]
+    return torch.cat(parts, 1)
 
 
 class _BlockedAttention(torch.autograd.Function):
-    """The same in blocks of one answerer and as many askers as `CPU_BLOCK_BYTES` holds; ``key`` comes scaled."""
+    """The same in blocks of a group of answerers and as many askers as `CPU_BLOCK_BYTES` holds."""
 
     @staticmethod
     def forward(
         ctx: Any, query: Tensor, weights: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | None
     ) -> Tensor:
         ctx.save_for_backward(query, weights, key, value, key_mask)
-        keys, values = _unmasked(key, key_mask), _unmasked(value, key_mask)
         context = value.new_zeros(len(key), len(query), value.shape[-1])
-        for rows in _blocks(query, key):
-            asking, weight = query[rows], weights[rows].unsqueeze(1)
-            for b, (one_key, one_value) in enumerate(zip(keys, values, strict=True)):
-                context[b, rows] = torch.bmm(weight, _attention(asking, one_key)).squeeze(1) @ one_value
+        for group in _groups(key, value, key_mask):
+            for rows in group.blocks(query):
+                averaged = torch.bmm(weights[rows].unsqueeze(1), group.attention(query[rows]))
+                context[group.rows, rows] = torch.bmm(group.by_answerer(averaged), group.value)
         return context
 
     @staticmethod
@@ -88,44 +90,65 @@ class _BlockedAttention(torch.autograd.Function):
         dS_ij = w_i P_ij (h_j - sum_k P_ik h_k), and dQ = dS K, dK = dS^T Q, dV = (sum_i w_i P_i)^T g.
         """
         query, weights, key, value, key_mask = ctx.saved_tensors
-        keys, values = _unmasked(key, key_mask), _unmasked(value, key_mask)
-        of_query = torch.zeros_like(query)
-        of_keys, of_values = [torch.zeros_like(one) for one in keys], [torch.zeros_like(one) for one in values]
-        for rows in _blocks(query, key):
-            asking, weight = query[rows], weights[rows].unsqueeze(-1)
-            weighted, sums = (asking * weight).flatten(0, 1), asking.new_zeros(asking.shape)
-            for b, (one_key, one_value) in enumerate(zip(keys, values, strict=True)):
-                attention, one_gradient = _attention(asking, one_key), gradient[b, rows]
-                of_values[b].addmm_(torch.bmm(weight.mT, attention).squeeze(1).T, one_gradient)
-                of_mean = one_gradient @ one_value.T
-                of_logits = of_mean.unsqueeze(1) - attention @ of_mean.unsqueeze(-1)
-                flat = of_logits.mul_(attention).flatten(0, 1)
-                sums.view(-1, sums.shape[-1]).addmm_(flat, one_key)
-                of_keys[b].addmm_(flat.T, weighted)
-            of_query[rows] = sums * weight
-        return of_query, None, _masked(of_keys, key, key_mask), _masked(of_values, value, key_mask), None
+        of_query, of_key, of_value = (one.new_zeros(one.shape) for one in (query, key, value))
+        for group in _groups(key, value, key_mask):
+            keys, (count, length, _) = group.key.flatten(0, 1), group.key.shape
+            of_keys, of_values = torch.zeros_like(keys), torch.zeros_like(group.value)
+            for rows in group.blocks(query):
+                weight, g = weights[rows].unsqueeze(1), gradient[group.rows, rows]
+                attention = group.attention(query[rows])
+                of_values.baddbmm_(group.by_answerer(torch.bmm(weight, attention)).mT, g)
+                h = torch.bmm(g, group.value.mT).transpose(0, 1).reshape(-1, 1, count * length)
+                of_logits = attention * h
+                sums = of_logits.view(-1, length).sum(-1, keepdim=True)
+                of_logits.view(-1, length).addcmul_(attention.view(-1, length), sums, value=-1)
+                flat = of_logits.flatten(0, 1)
+                of_query[rows].flatten(0, 1).addmm_(flat, keys)
+                of_keys.addmm_(flat.T, (query[rows] * weight.mT).flatten(0, 1))
+            of_key[group.rows, :length], of_value[group.rows, :length] = of_keys.view_as(group.key), of_values
+        return of_query * weights.unsqueeze(-1), None, of_key, of_value, None
 
 
-def _attention(query: Tensor, key: Tensor) -> Tensor:
-    """``[C, Lq, Lk]``. The kernel subtracts each row's largest logit: they pass 100 after long training."""
-    return torch.softmax(query.flatten(0, 1) @ key.T, -1).view(*query.shape[:2], len(key))
+@dataclass
+class _Group:
+    """Answerers that are asked at once, cut to the longest of them: one large product is faster than many small ones.
+
+    Attributes:
+        rows: ``[G]``, which of all answerers they are.
+        key: ``[G, M, d]``.
+        value: ``[G, M, dv]``.
+        bias: ``[G * M]``, -inf for masked tokens; None where there are none.
+    """
+
+    rows: Tensor
+    key: Tensor
+    value: Tensor
+    bias: Tensor | None
+
+    def blocks(self, query: Tensor) -> Iterator[slice]:
+        """Slices of the askers."""
+        size = max(1, CPU_BLOCK_BYTES // max(1, query.element_size() * query.shape[1] * self.key.shape[:2].numel()))
+        return (slice(start, start + size) for start in range(0, len(query), size))
+
+    def attention(self, query: Tensor) -> Tensor:
+        """``[C, Lq, G * M]``. The kernel subtracts each row's largest logit: they pass 100 after long training."""
+        flat, keys = query.flatten(0, 1), self.key.flatten(0, 1).T
+        logits = flat @ keys if self.bias is None else torch.addmm(self.bias, flat, keys)
+        return torch.softmax(logits.view(-1, self.key.shape[1]), -1).view(*query.shape[:2], -1)
+
+    def by_answerer(self, averaged: Tensor) -> Tensor:
+        """``[G, C, M]`` of ``[C, 1, G * M]``."""
+        return averaged.view(len(averaged), *self.key.shape[:2]).transpose(0, 1)
 
 
-def _blocks(query: Tensor, key: Tensor) -> Iterator[slice]:
-    size = max(1, CPU_BLOCK_BYTES // max(1, query.element_size() * query.shape[1] * key.shape[1]))
-    return (slice(start, start + size) for start in range(0, len(query), size))
-
-
-def _unmasked(tokens: Tensor, mask: Tensor | None) -> list[Tensor]:
-    """Each row's tokens without those that are masked: they cost nothing then."""
-    return list(tokens) if mask is None else [row[kept] for row, kept in zip(tokens, mask, strict=True)]
-
-
-def _masked(rows: list[Tensor], like: Tensor, mask: Tensor | None) -> Tensor:
-    """The opposite of `_unmasked`, with zeros for what is masked."""
-    if mask is None:
-        return torch.stack(rows) if rows else torch.zeros_like(like)
-    tokens = torch.zeros_like(like)
-    if rows:
-        tokens[mask] = torch.cat(rows)
-    return tokens
+def _groups(key: Tensor, value: Tensor, key_mask: Tensor | None) -> Iterator[_Group]:
+    """Answerers by their length, so that few tokens of a group are padding."""
+    if key_mask is None:
+        for rows in torch.arange(len(key)).split(CPU_GROUP):
+            yield _Group(rows, key[rows], value[rows], None)
+        return
+    lengths = (torch.arange(1, key.shape[1] + 1) * key_mask).amax(1)  # of the last token that counts
+    for rows in lengths.argsort().split(CPU_GROUP):
+        length = int(lengths[rows[-1]])
+        bias = key.new_zeros(len(rows), length).masked_fill(~key_mask[rows, :length], -math.inf)
+        yield _Group(rows, key[rows, :length], value[rows, :length], bias.flatten())
