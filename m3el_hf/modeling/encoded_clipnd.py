@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
@@ -45,6 +46,20 @@ class Encoded:
         values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: value for name, value in values.items() if isinstance(value, Tensor)}
 
+    @classmethod
+    def join(cls, parts: Sequence[Self]) -> Self:
+        """All rows of ``parts``, in their order; where texts are of different lengths, the shorter are padded.
+
+        Raises:
+            ValueError: If there are no parts, or different weights encoded them.
+        """
+        if not parts:
+            raise ValueError("nothing to join: give at least one part")
+        if len({part.fingerprint for part in parts}) > 1:
+            raise ValueError("the parts were encoded by different weights: encode them again")
+        columns = {name: [part.tensors()[name] for part in parts] for name in parts[0].tensors()}
+        return parts[0]._replace({name: _cat(column) for name, column in columns.items()})
+
     def show(self, text: Tensor | bool = True, image: Tensor | bool = True) -> Self:
         """Hides modalities: True shows them, as a tensor ``[n]`` row by row. This is how a task is applied."""
         return replace(self, has_text=self.has_text & text, has_image=self.has_image & image)
@@ -66,6 +81,15 @@ class Encoded:
         text = self.text.float() * self.has_text.unsqueeze(-1)
         image = self.image.float() * self.has_image.unsqueeze(-1)
         return F.normalize(text + image, dim=-1)
+
+
+def _cat(values: list[Tensor]) -> Tensor:
+    """Rows of ``[n, L, ...]`` one after another, with zeros (for a mask: False) up to the largest L."""
+    if values[0].ndim == 1 or len({value.shape[1] for value in values}) == 1:
+        return torch.cat(values)
+    length = max(value.shape[1] for value in values)
+    padding = [0, 0] * (values[0].ndim - 2)
+    return torch.cat([F.pad(value, [*padding, 0, length - value.shape[1]]) for value in values])
 
 
 @dataclass(kw_only=True)

@@ -321,8 +321,9 @@ class MatchingHead(nn.Module):
 
     def _contrastive(self, one: Tensor, other: Tensor, twins: Tensor) -> Tensor:
         one, other = F.normalize(one.float(), dim=-1), F.normalize(other.float(), dim=-1)
-        inter = one @ other.T / self.temperature
-        intra = self.intra_weight * (one @ one.T) / self.temperature
+        with torch.autocast(one.device.type, enabled=False):  # so low a temperature magnifies what bf16 rounds
+            inter = one @ other.T / self.temperature
+            intra = self.intra_weight * (one @ one.T) / self.temperature
         diagonal = torch.eye(len(one), dtype=torch.bool, device=one.device)
         intra = intra.masked_fill(diagonal, -math.inf if self.exclude_self else 0.0)
         pairs = torch.cat([inter.masked_fill(twins, -math.inf), intra.masked_fill(twins, -math.inf)], 1)

@@ -332,6 +332,25 @@ def test_rows_and_types_of_all_that_is_kept_go_together(model, processor):
     assert mentions.bytes_per_row * 3 == sum(value.nbytes for value in mentions.tensors().values())
 
 
+def test_joined_parts_score_as_they_do_apart(model, processor):
+    items = [*ENTITIES, only(ENTITIES[0], True, False), only(ENTITIES[1], False, True)]
+    with torch.no_grad():
+        mentions, _ = encode_all(model, processor)
+        parts = [model.encode_entities(**prepare(processor.entities, [item])) for item in items]
+        apart = torch.cat([model.score(mentions, part).total for part in parts], 1)
+        joined = parts[0].join(parts)
+        assert type(joined) is type(parts[0]) and len(joined) == 6
+        torch.testing.assert_close(model.score(mentions, joined).total, apart, rtol=1e-5, atol=1e-5)
+
+
+def test_parts_of_other_weights_or_none_cannot_be_joined(model, processor):
+    mentions, entities = encode_all(model, processor)
+    with pytest.raises(ValueError, match="nothing to join"):
+        mentions.join([])
+    with pytest.raises(ValueError, match="different weights"):
+        entities.join([entities, replace(entities, fingerprint="another")])
+
+
 # The bound.
 
 
@@ -385,6 +404,22 @@ def test_the_bound_is_the_formula(processor, head):
                 lengths.append((product - product.mean()).norm() * math.sqrt(len(product)) / 2)
             expected = sum(lengths).item() / len(model.matching.cross.branches + ("text", "image"))
             assert bound[:, n].tolist() == pytest.approx([expected] * 3, rel=1e-3)
+
+
+def test_mixed_precision_scores_in_full(processor):
+    """Encoders and projections run in bf16, scores and the contrastive loss on what they give in fp32."""
+    for head in HEADS:
+        model = headed(processor, head)
+        with torch.no_grad():
+            with torch.autocast("cpu", torch.bfloat16):
+                mentions, entities = encode_all(model, processor)
+                mixed = model.score(mentions, entities).total
+                losses = [model.matching.contrastive_loss(entities[:3], mentions)] if "directional" in head else []
+            torch.testing.assert_close(mixed, model.score(mentions, entities).total, rtol=0, atol=0)
+            for loss in losses:
+                torch.testing.assert_close(
+                    loss, model.matching.contrastive_loss(entities[:3], mentions), rtol=0, atol=0
+                )
 
 
 # Which weights encoded it.
