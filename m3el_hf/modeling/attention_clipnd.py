@@ -62,7 +62,7 @@ def _fused_attention(query: Tensor, weights: Tensor, key: Tensor, value: Tensor,
     for asking, weight in zip(query.split(size), weights.split(size), strict=True):
         flat = asking.reshape(1, 1, -1, asking.shape[-1]).expand(count, -1, -1, -1)
         answers = F.scaled_dot_product_attention(flat, key[:, None], value[:, None], attn_mask=mask, scale=1.0)
-        parts.append((answers.view(count, *asking.shape[:2], width) * weight[..., None]).sum(2))
+        parts.append((answers.reshape(count, *asking.shape[:2], width) * weight[..., None]).sum(2))
     return torch.cat(parts, 1)
 
 

@@ -44,7 +44,7 @@ class ClipNDPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_flash_attn = True
-    _no_split_modules = ["CLIPTextEmbeddings", "CLIPEncoderLayer", "CLIPVisionEmbeddings"]  # noqa: RUF012
+    _no_split_modules = ["CLIPTextEmbeddings", "CLIPEncoderLayer", "CLIPVisionEmbeddings", "MatchingHead"]  # noqa: RUF012
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -174,8 +174,8 @@ class ClipNDModel(ClipNDPreTrainedModel):
             has_image: ``[n]`` bool.
 
         Raises:
-            ValueError: If a row has neither text nor picture (the message names it), or the arguments differ in their
-                number of rows or in their device.
+            ValueError: If a row has neither text nor picture (the message names it), the arguments differ in their
+                number of rows or in their device, or one is None of which some row has something.
         """
         return self._encode_side("mentions", input_ids, attention_mask, pixel_values, has_text, has_image)
 
@@ -416,6 +416,10 @@ def _check_inputs(inputs: dict[str, Tensor | None]) -> None:
         if len(set(values.values())) > 1:
             found = ", ".join(f"{name} {value}" for name, value in values.items())
             raise ValueError(f"the arguments must have the same {what}: {found}")
+    for has, names in (("has_text", ("input_ids", "attention_mask")), ("has_image", ("pixel_values",))):
+        for name in names:
+            if name not in given and given[has].any():
+                raise ValueError(f"{has} says that rows have one, but {name} is None")
     empty = (~(given["has_text"] | given["has_image"])).nonzero().flatten()
     if len(empty):
         raise ValueError(f"row {empty[0].item()} has neither text nor picture: there is nothing to link it by")

@@ -343,6 +343,15 @@ def test_joined_parts_score_as_they_do_apart(model, processor):
         torch.testing.assert_close(model.score(mentions, joined).total, apart, rtol=1e-5, atol=1e-5)
 
 
+def test_no_rows_have_no_scores(model, processor):
+    with torch.no_grad():
+        mentions, entities = encode_all(model, processor)
+        for m, e in ((slice(0, 0), slice(0, 4)), (slice(0, 3), slice(0, 0)), (slice(0, 0), slice(0, 0))):
+            shape = (len(mentions[m]), len(entities[e]))
+            assert model.score(mentions[m], entities[e]).total.shape == shape
+            assert [one.shape for one in model.score_factorised(mentions[m], entities[e])] == [shape, shape]
+
+
 def test_parts_of_other_weights_or_none_cannot_be_joined(model, processor):
     mentions, entities = encode_all(model, processor)
     with pytest.raises(ValueError, match="nothing to join"):
@@ -479,6 +488,13 @@ def test_arguments_of_different_lengths_or_devices_are_named(model, processor, s
         encode(**prepared | {"has_text": prepared["has_text"][:2]})
     with pytest.raises(ValueError, match="the same devices: .*pixel_values meta"):
         encode(**prepared | {"pixel_values": prepared["pixel_values"].to("meta")})
+
+
+@pytest.mark.parametrize("name", ["input_ids", "attention_mask", "pixel_values"])
+def test_what_rows_are_said_to_have_must_be_given(model, processor, name):
+    prepared = prepare(processor.mentions, MENTIONS)
+    with pytest.raises(ValueError, match=f"rows have one, but {name} is None"):
+        model.encode_mentions(**prepared | {name: None})
 
 
 def test_sides_on_different_devices_are_refused(model, processor):
@@ -683,6 +699,16 @@ def test_a_saved_model_scores_the_same_when_it_is_loaded(processor, picture_file
             assert getattr(loaded.config, name) == getattr(model.config, name)
         expected = scores_of(model, processor, picture_file)
         np.testing.assert_allclose(scores_of(loaded, loaded_processor, picture_file), expected, rtol=1e-5)
+
+
+def test_a_saved_model_can_be_placed_automatically_and_in_half_precision(processor, picture_file, tmp_path):
+    for head, model in save_all(processor, tmp_path).items():
+        expected = scores_of(model, processor, picture_file)
+        placed = ClipNDModel.from_pretrained(tmp_path / head, device_map="auto")
+        np.testing.assert_allclose(scores_of(placed, processor, picture_file), expected, rtol=1e-5)
+        half = ClipNDModel.from_pretrained(tmp_path / head, dtype=torch.bfloat16)
+        assert {one.dtype for one in half.parameters()} == {torch.bfloat16}
+        np.testing.assert_allclose(scores_of(half, processor, picture_file), expected, rtol=0.1, atol=0.5)
 
 
 def test_a_saved_model_scores_the_same_where_the_package_is_absent(processor, picture_file, tmp_path):
