@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,7 +17,8 @@ from tqdm import tqdm
 from m3el_hf.data.collator import Batch, LinkingCollator, undecoded
 from m3el_hf.errors import M3ELError
 from m3el_hf.metrics import load_metric
-from m3el_hf.modeling.modeling_clipnd import ClipNDModel, Encoded
+from m3el_hf.modeling.encoded_clipnd import Encoded
+from m3el_hf.modeling.modeling_clipnd import ClipNDModel
 from m3el_hf.modeling.processing_clipnd import ClipNDProcessor
 from m3el_hf.tasks import TASKS, Task
 
@@ -167,7 +168,7 @@ class ModelSystem:
 
 @torch.inference_mode()
 def average_mention(model: ClipNDModel, processor: ClipNDProcessor | LinkingCollator, rows: Dataset) -> Encoded:
-    """Encodes all mentions and returns their average, one row, for the mention-blind control.
+    """Encodes all mentions and returns their average, one row and one token, for the mention-blind control.
 
     What a model links correctly by the average mention it knows without looking at mentions: a shortcut in the data or
     the split. The control must sit at chance.
@@ -180,25 +181,31 @@ def average_mention(model: ClipNDModel, processor: ClipNDProcessor | LinkingColl
     model.eval()
     for batch in _batches(undecoded(rows)):
         one = model.encode_mentions(**to_device(collator(batch).mentions, device))
-        weights = {"text": one.has_text, "image": one.has_image}
-        if one.text_mask is not None:
-            weights |= {"text_tokens": one.text_mask & one.has_text.unsqueeze(1), "image_cls": one.has_image}
-            assert one.image_tokens is not None
-            weights |= {"image_tokens": one.has_image.unsqueeze(1).expand(one.image_tokens.shape[:2])}
-        for field, weight in weights.items():
-            chosen = getattr(one, field)[weight]
-            sums[field] = sums.get(field, torch.zeros(())) + chosen.sum(0)
-            counts[field] = counts.get(field, 0) + len(chosen)
+        for name, value in one.tensors().items():
+            if value.is_floating_point():
+                chosen = value[_present(one, name)]
+                sums[name] = sums.get(name, torch.zeros(())) + chosen.sum(0)
+                counts[name] = counts.get(name, 0) + len(chosen)
     model.train(training)
-    mean = {field: (value / max(1, counts[field])).unsqueeze(0) for field, value in sums.items()}
-    present = {kind: torch.tensor([counts[kind] > 0], device=device) for kind in ("text", "image")}
-    average = Encoded(
-        F.normalize(mean["text"], dim=-1), F.normalize(mean["image"], dim=-1), present["text"], present["image"]
-    )
-    if "text_tokens" in mean:
-        average.text_tokens, average.text_mask = mean["text_tokens"].unsqueeze(1), present["text"].new_ones(1, 1)
-        average.image_cls, average.image_tokens = mean["image_cls"], mean["image_tokens"].unsqueeze(1)
-    return average
+    average: dict[str, Any] = {name: (value / max(1, counts[name])).unsqueeze(0) for name, value in sums.items()}
+    average |= {name: F.normalize(average[name], dim=-1) for name in ("text", "image")}
+    average |= {name: value.unsqueeze(1) for name, value in average.items() if name.endswith(("_keys", "_values"))}
+    average |= {f"has_{kind}": torch.tensor([counts[kind] > 0], device=device) for kind in ("text", "image")}
+    if "text_keys" in average:
+        average["text_mask"] = torch.ones(1, 1, dtype=torch.bool, device=device)
+    return replace(one, **average)
+
+
+def _present(mentions: Encoded, name: str) -> Tensor:
+    """Which rows, or which tokens of which rows, of an attribute say something."""
+    if name == "cross":
+        return mentions.has_text & mentions.has_image
+    present = mentions.has_text if name.startswith("text") else mentions.has_image
+    if not name.endswith(("_keys", "_values")):
+        return present
+    values = mentions.tensors()
+    shown = present.unsqueeze(1).expand(values[name].shape[:2])
+    return shown & values["text_mask"] if name.startswith("text") else shown
 
 
 def to_device(inputs: Mapping[str, Tensor | None], device: torch.device) -> dict[str, Any]:

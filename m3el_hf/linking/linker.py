@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from m3el_hf.errors import M3ELError
+from m3el_hf.modeling.encoded_clipnd import Encoded
 from m3el_hf.modeling.modeling_clipnd import ClipNDModel
 from m3el_hf.modeling.processing_clipnd import ClipNDProcessor, ImageInput
 from m3el_hf.sources import load_built, load_model
@@ -45,16 +46,17 @@ class EntityLinker:
         self.model = model.eval()
         self.processor = processor
         self._known: list[tuple[str, str, str | None]] = []
-        self._encoded = []
+        encoded: list[Encoded] = []
         for batch in _batches(entities):
             self._known += [(row["qid"], row["name"], row["description"]) for row in batch]
             inputs = processor.entities(*([row[key] for row in batch] for key in ("name", "description", "image")))
             for row, shown in zip(batch, (inputs["has_text"] | inputs["has_image"]).tolist(), strict=True):
                 if not shown:
                     raise M3ELError(f"entity {row['qid']} has neither text nor picture: leave it out")
-            self._encoded.append(model.encode_entities(**self._on_device(inputs)))
+            encoded.append(model.encode_entities(**self._on_device(inputs)))
         if not self._known:
             raise M3ELError("the knowledge base is empty: pass at least one entity")
+        self._encoded = encoded[0].join(encoded)
 
     @classmethod
     def from_pretrained(cls, path_or_id: str | Path, *, knowledge_base: str | Path) -> EntityLinker:
@@ -91,7 +93,7 @@ class EntityLinker:
         """
         inputs = self._on_device(self.processor.mentions([name], [context], [image]))
         mention = self.model.encode_mentions(**inputs)
-        scores = torch.cat([self.model.score(mention, batch).total[0] for batch in self._encoded])
+        scores = self.model.score(mention, self._encoded).total[0]
         best = scores.topk(min(top_k, len(scores)))
         links = []
         for score, index in zip(best.values.tolist(), best.indices.tolist(), strict=True):

@@ -7,7 +7,11 @@ from typing import Any
 from transformers import CLIPConfig
 from transformers.configuration_utils import PretrainedConfig
 
-HEADS = ("clip", "matching")
+HEADS = ("clip", "matching", "pooled")
+DIRECTIONS = ("unidirectional", "bidirectional")
+SELF_TERMS = ("exclude", "zero")
+FORMAT_VERSION = 1
+"""Of the configurations written here; it grows when an older m3el_hf could no longer read what they say."""
 
 
 class ClipNDConfig(PretrainedConfig):
@@ -15,17 +19,24 @@ class ClipNDConfig(PretrainedConfig):
 
     Args:
         clip_config: The CLIP configuration (a `CLIPConfig` or its dict); None for ViT-B/32's.
-        head: ``"clip"``, the cosine of fused CLIP vectors (CLIPND, arXiv 2410.18096), or ``"matching"``, the
-            unidirectional multi-level matching network (arXiv 2412.10440, section 4).
-        matching_dim: Width d of the matching head.
+        head: ``"clip"``, the cosine of fused CLIP vectors (CLIPND, arXiv 2410.18096); ``"matching"``, the multi-level
+            matching network (arXiv 2412.10440, section 4); or ``"pooled"``, the cosine of one vector a side, pooled
+            over its tokens (arXiv 2108.02456), for large knowledge bases.
+        matching_dim: Width d of the matching head, and of the pooled head's vectors.
+        matching_direction: How the matching head crosses modalities: ``"unidirectional"``, the text asks the picture,
+            or ``"bidirectional"``, each asks the other.
         contrastive_temperature: Temperature of the intra-modal contrastive loss (arXiv 2412.10440, section 4.1).
         contrastive_intra_weight: Weight of same-side pairs in that loss.
         contrastive_weight: Weight of that loss in the training loss; 0 leaves it out.
         contrastive_self: ``"exclude"`` leaves a row's similarity to itself out of that loss's denominator, as the
             paper's text has it; ``"zero"`` counts it as exp(0), as the released code does.
+        mask_padding: Whether padding tokens are left out of attention and pooling. False attends to them, as the
+            released code does; scores then depend on how far a text is padded.
+        format_version: Of the file this was read from.
+        **kwargs: What every configuration of transformers takes; keys that nobody knows are kept.
 
     Raises:
-        ValueError: If a value is none of those named above.
+        ValueError: If a value is none of those named above, or ``format_version`` is newer than this code.
 
     Example:
         >>> ClipNDConfig(head="matching").clip_config.vision_config.patch_size
@@ -40,25 +51,35 @@ class ClipNDConfig(PretrainedConfig):
         clip_config: CLIPConfig | dict[str, Any] | None = None,
         head: str = "clip",
         matching_dim: int = 96,
+        matching_direction: str = "unidirectional",
         contrastive_temperature: float = 0.03,
         contrastive_intra_weight: float = 0.8,
         contrastive_weight: float = 1.0,
         contrastive_self: str = "exclude",
+        mask_padding: bool = True,
+        format_version: int = FORMAT_VERSION,
         **kwargs: Any,
     ) -> None:
-        if head not in HEADS:
-            raise ValueError(f"head is {head!r}: choose one of {', '.join(HEADS)}")
-        if contrastive_self not in ("exclude", "zero"):
-            raise ValueError(f"contrastive_self is {contrastive_self!r}: choose 'exclude' or 'zero'")
+        if format_version > FORMAT_VERSION:
+            raise ValueError(
+                f"this configuration has format {format_version}, newer than {FORMAT_VERSION}, the newest that this "
+                "m3el_hf reads: upgrade m3el_hf"
+            )
+        _check_choice("head", head, HEADS)
+        _check_choice("matching_direction", matching_direction, DIRECTIONS)
+        _check_choice("contrastive_self", contrastive_self, SELF_TERMS)
         if isinstance(clip_config, dict):
             clip_config = CLIPConfig(**clip_config)
         self.clip_config = clip_config if clip_config is not None else CLIPConfig()
         self.head = head
         self.matching_dim = matching_dim
+        self.matching_direction = matching_direction
         self.contrastive_temperature = contrastive_temperature
         self.contrastive_intra_weight = contrastive_intra_weight
         self.contrastive_weight = contrastive_weight
         self.contrastive_self = contrastive_self
+        self.mask_padding = mask_padding
+        self.format_version = format_version
         super().__init__(**kwargs)
 
     @classmethod
@@ -99,6 +120,11 @@ class ClipNDConfig(PretrainedConfig):
             projection_dim=width,
         )
         return cls(clip_config, **({"matching_dim": 32} | kwargs))
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} is {value!r}: choose one of {', '.join(choices)}")
 
 
 # save_pretrained then writes these files beside the weights, for trust_remote_code.

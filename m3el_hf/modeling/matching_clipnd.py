@@ -1,8 +1,8 @@
-"""The multi-level matching head (arXiv 2412.10440), unidirectional form. Flat file: it travels to the Hub.
+"""The multi-level matching head (arXiv 2412.10440). Flat file: it travels to the Hub.
 
 Sizes in the docstrings: B mentions, N entities, L text tokens, P picture tokens (token 0 is the class patch), text
-width dt, picture width dv, matching width d. A softmax over one key is constant, and everything but the fine-grained
-term is a dot product of one vector a side; both are used below, so nothing of shape [B, N, L, L] is built.
+width dt, picture width dv, matching width d. Everything but the fine-grained term is a dot product of one vector a
+side.
 """
 
 from __future__ import annotations
@@ -16,9 +16,17 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from .attention_clipnd import averaged_attention
 from .configuration_clipnd import ClipNDConfig
+from .crossmodal_clipnd import BidirectionalMatching, UnidirectionalMatching
+from .encoded_clipnd import MatchingEntities, MatchingMentions, MatchingSide
+from .released_clipnd import matching_names
 
-CSRA_TEMPERATURES = (2.0, 2.5, 3.5, 4.5)
+MENTION_BLOCK = 64
+"""How many mentions are scored at a time."""
+
+BLOCK_BYTES = 2**24
+"""Of the fp32 queries, or of the contexts ``[MENTION_BLOCK, C, d]``, of the C entities that are scored at a time."""
 
 
 @dataclass
@@ -81,8 +89,8 @@ def mean_of_present(branches: dict[str, Tensor], present: dict[str, Tensor]) -> 
 class IntraModalMatching(nn.Module):
     """Coarse and fine matching within one modality (arXiv 2412.10440, section 4.2).
 
-    With Q of the entity's tokens, K and V of the mention's, ``c = mean_i softmax_j(Q_i K_j / sqrt(d)) V_j``:
-    score = (cls_m . cls_e + q_e . LN(c)) / 2.
+    With Q of the entity's tokens, K and V of the mention's, ``c = mean_i softmax_j(Q_i K_j / sqrt(d)) V_j``, and q of
+    the entity's vector: score = (cls_m . cls_e + q . LN(c)) / 2.
     """
 
     def __init__(self, cls_width: int, token_width: int, dim: int) -> None:
@@ -93,101 +101,206 @@ class IntraModalMatching(nn.Module):
         self.fc_cls = nn.Linear(cls_width, dim)
         self.layer_norm = nn.LayerNorm(dim)
 
-    def forward(
+    def local(
         self,
-        mention_cls: Tensor,
-        mention_tokens: Tensor,
-        mention_mask: Tensor,
-        entity_cls: Tensor,
-        entity_tokens: Tensor,
-        entity_mask: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        key_mask: Tensor | None,
+        queries: Tensor,
+        query_mask: Tensor | None,
+        entity_global: Tensor,
     ) -> Tensor:
-        """Returns the scores ``[B, N]``; masks ``[n, L]`` are True for tokens.
+        """Returns the fine-grained term q . LN(c), ``[B, N]``, in blocks of mentions and entities.
 
-        (mean_i P_i) V equals mean_i (P_i V), so the attention is averaged over the entity's tokens before the values.
+        Args:
+            keys: ``[B, L, d]`` of the mentions.
+            values: ``[B, L, d]`` of the mentions.
+            key_mask: ``[B, L]``, False for padding; None where there is none.
+            queries: ``[N, L, d]`` of the entities.
+            query_mask: ``[N, L]``, False for padding; None where there is none.
+            entity_global: q, ``[N, d]``.
         """
-        query, key, value = self.fc_query(entity_tokens), self.fc_key(mention_tokens), self.fc_value(mention_tokens)
-        weights = (entity_mask / entity_mask.sum(1, keepdim=True).clamp(min=1)).to(query.dtype)
-        rows = []
-        for one_key, one_value, one_mask in zip(key, value, mention_mask, strict=True):
-            logits = query @ one_key.T / math.sqrt(query.shape[-1])
-            attention = logits.masked_fill(~one_mask, torch.finfo(logits.dtype).min).softmax(-1)
-            rows.append((weights.unsqueeze(1) @ attention).squeeze(1) @ one_value)
-        local = (self.layer_norm(torch.stack(rows)) * self.fc_cls(entity_cls)).sum(-1)
-        return (mention_cls @ entity_cls.T + local) / 2
+        if query_mask is None:
+            query_mask = torch.ones_like(queries[..., 0], dtype=torch.bool)
+        size = max(1, BLOCK_BYTES // (4 * queries.shape[-1] * max(min(len(keys), MENTION_BLOCK), queries.shape[1])))
+        columns = []
+        for start in range(0, len(queries), size):
+            some = slice(start, start + size)
+            query, mask, q = queries[some].float(), query_mask[some], entity_global[some].float()
+            weights = mask / mask.sum(1, keepdim=True).clamp(min=1)
+            rows = []
+            for first in range(0, len(keys), MENTION_BLOCK):
+                block = slice(first, first + MENTION_BLOCK)
+                tokens = (keys[block].float(), values[block].float(), None if key_mask is None else key_mask[block])
+                rows.append((_normalised(self.layer_norm, averaged_attention(query, weights, *tokens)) * q).sum(-1))
+            columns.append(torch.cat(rows))
+        return torch.cat(columns, 1)
+
+    def local_bound(self, entity_global: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns what the fine-grained term of each entity is at most away from, and by how much; both ``[N]``.
+
+        LN(c) = gamma n + beta with n of mean 0 and length at most sqrt(d), so q . LN(c) is within
+        sqrt(d) |center(gamma q)| of q . beta. The second figure has the rounding of fp32 added.
+        """
+        q, gamma, beta = entity_global.float(), self.layer_norm.weight.float(), self.layer_norm.bias.float()
+        product, width = q * gamma, q.shape[-1]
+        centred = product - product.mean(-1, keepdim=True)
+        rounding = ROUNDING * width * (product.norm(dim=-1) * math.sqrt(width) + (q * beta).norm(dim=-1))
+        return q @ beta, math.sqrt(width) * centred.norm(dim=-1) + rounding
 
 
-class CrossModalMatching(nn.Module):
-    """Fuses a side's text with its picture into one vector, unidirectional form (arXiv 2412.10440, section 4.3).
-
-    The text asks the picture's tokens; the pooled answer is gated against the text itself. Scores are dot products.
-    """
-
-    def __init__(self, text_width: int, image_width: int, dim: int) -> None:
-        super().__init__()
-        self.text_fc = nn.Linear(text_width, dim)
-        self.image_fc = nn.Linear(image_width, dim)
-        self.gate_fc = nn.Linear(dim, 1)
-        self.gate_layer_norm = nn.LayerNorm(dim)
-        self.match = nn.Linear(dim, dim)
-        self.fusion = nn.Linear(dim, dim)
-
-    def forward(self, text_cls: Tensor, image_tokens: Tensor) -> Tensor:
-        """Returns the fused vectors ``[n, d]`` of ``text_cls`` ``[n, dt]`` and ``image_tokens`` ``[n, P, dv]``."""
-        text, image = self.text_fc(text_cls), self.image_fc(image_tokens)
-        attention = (text.unsqueeze(1) @ self.match(image).transpose(1, 2)).softmax(-1)
-        from_image = self.match((attention @ image).squeeze(1)).relu()
-        # Each picture token asks the one text vector: a softmax over one key is 1, so every answer is the same, and
-        # the pooling head (base + mean of attentions, each of equal rows) doubles it.
-        from_text = 2 * self.match(text).relu()
-        gate = torch.sigmoid(self.fusion(from_text) + self.fusion(from_image))
-        context = from_image * gate + from_text * (1 - gate)
-        return self.gate_layer_norm(text * self.gate_fc(text).tanh() + context)
+ROUNDING = 2 * torch.finfo(torch.float32).eps
+"""A dot product of w numbers is off by at most w eps/2 times the product of the lengths; two are compared, and there
+are a few roundings more."""
 
 
 class MatchingHead(nn.Module):
     """Scores mentions against entities by text, picture and cross-modal branches.
 
     A branch scores a pair only where both sides have what it reads: ``text`` needs text on both, ``image`` pictures on
-    both, ``cross`` both on both.
+    both, ``cross`` (in the bidirectional form ``text_image`` and ``image_text``) both on both.
+
+    ``forward`` scores features at once. `mentions` and `entities` keep what `score` needs, so that it can be cached.
     """
 
     def __init__(self, config: ClipNDConfig) -> None:
         super().__init__()
         clip: Any = config.clip_config
         text_width, token_width, dim = clip.projection_dim, clip.text_config.hidden_size, config.matching_dim
+        bidirectional = config.matching_direction == "bidirectional"
+        if bidirectional and text_width != token_width:
+            raise ValueError(
+                f"the bidirectional form projects text vectors ({text_width} wide) and text tokens ({token_width} "
+                'wide) alike: this CLIP needs matching_direction="unidirectional"'
+            )
         self.temperature = config.contrastive_temperature
         self.intra_weight = config.contrastive_intra_weight
         self.exclude_self = config.contrastive_self == "exclude"
+        self.mask_padding = config.mask_padding
         self.text_cls_layernorm = nn.LayerNorm(text_width)
         self.text_tokens_layernorm = nn.LayerNorm(token_width)
         self.image_cls_layernorm = nn.LayerNorm(dim)
         self.image_tokens_layernorm = nn.LayerNorm(dim)
         self.text = IntraModalMatching(text_width, token_width, dim)
         self.image = IntraModalMatching(dim, dim, dim)
-        self.cross = CrossModalMatching(text_width, dim, dim)
+        self.cross = (BidirectionalMatching if bidirectional else UnidirectionalMatching)(text_width, dim, dim)
 
     def forward(self, mentions: Features, entities: Features) -> MatchingScores:
         """Returns every score of B mentions against N entities."""
-        m, e = self._normalised(mentions), self._normalised(entities)
-        patches = torch.ones(1, 1, dtype=torch.bool, device=m.image_tokens.device)
-        branches = {
-            "text": self.text(m.text_cls, m.text_tokens, m.text_mask, e.text_cls, e.text_tokens, e.text_mask),
-            "image": self.image(
-                m.image_cls,
-                m.image_tokens,
-                patches.expand(m.image_tokens.shape[:2]),
-                e.image_cls,
-                e.image_tokens,
-                patches.expand(e.image_tokens.shape[:2]),
-            ),
-            "cross": self.cross(m.text_cls, m.image_tokens) @ self.cross(e.text_cls, e.image_tokens).T,
-        }
-        text = m.has_text.unsqueeze(1) & e.has_text
-        image = m.has_image.unsqueeze(1) & e.has_image
-        return mean_of_present(branches, {"text": text, "image": image, "cross": text & image})
+        return self.score(self.mentions(mentions), self.entities(entities))
 
-    def contrastive_loss(self, entities: Features, mentions: Features, labels: Tensor | None = None) -> Tensor:
+    def mentions(self, features: Features) -> MatchingMentions:
+        """Keeps what scoring needs of n mentions."""
+        text, image = (
+            self.text_tokens_layernorm(features.text_tokens),
+            self.image_tokens_layernorm(features.image_tokens),
+        )
+        return MatchingMentions(
+            **self._side(features, text, image),
+            text_keys=self.text.fc_key(text),
+            text_values=self.text.fc_value(text),
+            image_keys=self.image.fc_key(image),
+            image_values=self.image.fc_value(image),
+        )
+
+    def entities(self, features: Features) -> MatchingEntities:
+        """Keeps what scoring needs of n entities."""
+        text, image = (
+            self.text_tokens_layernorm(features.text_tokens),
+            self.image_tokens_layernorm(features.image_tokens),
+        )
+        return MatchingEntities(
+            **self._side(features, text, image),
+            text_queries=self.text.fc_query(text),
+            text_global=self.text.fc_cls(self.text_cls_layernorm(features.text_cls)),
+            image_queries=self.image.fc_query(image),
+            image_global=self.image.fc_cls(self.image_cls_layernorm(features.image_cls)),
+        )
+
+    def _side(self, features: Features, text_tokens: Tensor, image_tokens: Tensor) -> dict[str, Any]:
+        mask = features.text_mask if self.mask_padding else torch.ones_like(features.text_mask)
+        text_cls, image_cls = self.text_cls_layernorm(features.text_cls), self.image_cls_layernorm(features.image_cls)
+        return {
+            "text": features.text_cls,
+            "image": None,  # which this head does not read
+            "has_text": features.has_text,
+            "has_image": features.has_image,
+            "image_cls": features.image_cls,
+            "text_mask": mask,
+            "cross": self.cross(text_cls, text_tokens, mask, image_cls, image_tokens),
+        }
+
+    def score(self, mentions: MatchingMentions, entities: MatchingEntities) -> MatchingScores:
+        """Returns every score of B mentions against N entities, in fp32."""
+        text = mentions.has_text.unsqueeze(1) & entities.has_text
+        image = mentions.has_image.unsqueeze(1) & entities.has_image
+        return self.combine(self.branches(mentions, entities), text, image)
+
+    def combine(self, branches: dict[str, Tensor], text: Tensor, image: Tensor) -> MatchingScores:
+        """Averages `branches` over those present, given which pairs share text and which pictures, bool ``[B, N]``."""
+        present = dict.fromkeys(self.cross.branches, text & image) | {"text": text, "image": image}
+        return mean_of_present(branches, present)
+
+    def branches(self, mentions: MatchingMentions, entities: MatchingEntities) -> dict[str, Tensor]:
+        """Scores ``[B, N]`` by branch, in fp32; a pair of which a side lacks what the branch reads gets any number."""
+        with torch.autocast(mentions.text.device.type, enabled=False):
+            text = image = torch.zeros(1, 1, device=mentions.text.device)
+            if mentions.has_text.any() and entities.has_text.any():
+                text = self.text.local(
+                    mentions.text_keys,
+                    mentions.text_values,
+                    mentions.text_mask,
+                    entities.text_queries,
+                    entities.text_mask,
+                    entities.text_global,
+                )
+            if mentions.has_image.any() and entities.has_image.any():
+                keys, values = mentions.image_keys, mentions.image_values
+                image = self.image.local(keys, values, None, entities.image_queries, None, entities.image_global)
+            return self._with_dots(mentions, entities, text, image)
+
+    def factorised(
+        self, mentions: MatchingMentions, entities: MatchingEntities
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The branches without the fine-grained term, and how far each is at most from `branches`; all ``[B, N]``.
+
+        The bound holds for what is computed, rounding included, from the same encoded mentions and entities.
+        """
+        with torch.autocast(mentions.text.device.type, enabled=False):
+            text, text_bound = self.text.local_bound(entities.text_global)
+            image, image_bound = self.image.local_bound(entities.image_global)
+            rounding = {
+                name: ROUNDING * one.shape[-1] * torch.outer(one.norm(dim=-1), other.norm(dim=-1))
+                for name, (one, other) in self._vectors(mentions, entities).items()
+            }
+            bounds = rounding | {
+                "text": (rounding["text"] + text_bound) / 2,
+                "image": (rounding["image"] + image_bound) / 2,
+            }
+            return self._with_dots(mentions, entities, text, image), bounds
+
+    def _with_dots(
+        self, mentions: MatchingMentions, entities: MatchingEntities, text: Tensor, image: Tensor
+    ) -> dict[str, Tensor]:
+        """The branches, given the fine-grained terms ``[B, N]`` or ``[N]``; the rest are dot products."""
+        dots = {name: one @ other.T for name, (one, other) in self._vectors(mentions, entities).items()}
+        return dots | {"text": (dots["text"] + text) / 2, "image": (dots["image"] + image) / 2}
+
+    def _vectors(self, mentions: MatchingSide, entities: MatchingSide) -> dict[str, tuple[Tensor, Tensor]]:
+        """By branch, the fp32 vectors of either side whose dot product it takes."""
+        sides = [
+            [
+                _normalised(self.text_cls_layernorm, side.text),
+                _normalised(self.image_cls_layernorm, side.image_cls),
+                *side.cross.float().unbind(1),
+            ]
+            for side in (mentions, entities)
+        ]
+        return dict(zip(("text", "image", *self.cross.branches), zip(*sides, strict=True), strict=True))
+
+    def contrastive_loss(
+        self, entities: Features | MatchingSide, mentions: Features | MatchingSide, labels: Tensor | None = None
+    ) -> Tensor:
         """The intra-modal contrastive loss of row-aligned pairs, averaged over text and picture (section 4.1).
 
         Args:
@@ -208,58 +321,48 @@ class MatchingHead(nn.Module):
 
     def _contrastive(self, one: Tensor, other: Tensor, twins: Tensor) -> Tensor:
         one, other = F.normalize(one.float(), dim=-1), F.normalize(other.float(), dim=-1)
-        inter = one @ other.T / self.temperature
-        intra = self.intra_weight * (one @ one.T) / self.temperature
+        with torch.autocast(one.device.type, enabled=False):  # so low a temperature magnifies what bf16 rounds
+            inter = one @ other.T / self.temperature
+            intra = self.intra_weight * (one @ one.T) / self.temperature
         diagonal = torch.eye(len(one), dtype=torch.bool, device=one.device)
         intra = intra.masked_fill(diagonal, -math.inf if self.exclude_self else 0.0)
         pairs = torch.cat([inter.masked_fill(twins, -math.inf), intra.masked_fill(twins, -math.inf)], 1)
         return F.cross_entropy(pairs, torch.arange(len(one), device=one.device))
 
-    def _normalised(self, side: Features) -> Features:
-        return Features(
-            self.text_cls_layernorm(side.text_cls),
-            self.text_tokens_layernorm(side.text_tokens),
-            side.text_mask,
-            self.image_cls_layernorm(side.image_cls),
-            self.image_tokens_layernorm(side.image_tokens),
-            side.has_text,
-            side.has_image,
-        )
-
     @classmethod
     def from_released(cls, state_dict: Mapping[str, Tensor], *, bidirectional: bool = False) -> MatchingHead:
-        """Builds a head of the matching weights of the released code, which count self-similarities as exp(0).
+        """Builds a head of the matching weights of the released code, which counts self-similarities as exp(0).
+
+        The head attends to padding, as that code does: give it masks that are True throughout for texts without any.
 
         Args:
-            state_dict: Names as in the released code: ``timm.*``, ``iimm.*``, ``cmm.*`` and the four ``*_layernorm.*``;
-                others are ignored.
-            bidirectional: Not supported yet: only the unidirectional form can be loaded.
+            state_dict: Names as in the released code: ``timm.*``, ``iimm.*``, ``cmm.*`` or ``cmmb.*``, and the four
+                ``*_layernorm.*``; others are ignored. `released_clipnd` tells which is which.
+            bidirectional: Take the bidirectional form's weights, ``cmmb.*``.
 
         Raises:
-            ValueError: If ``bidirectional`` is asked for.
-            KeyError: If a weight is absent.
+            KeyError: If a weight is absent; the message names it.
         """
-        if bidirectional:
-            raise ValueError("only the unidirectional form of the released weights can be loaded")
         dim, text_width = state_dict["timm.fc_query.weight"].shape
         clip_config = {
             "projection_dim": text_width,
             "text_config": {"hidden_size": text_width, "num_attention_heads": 1},
         }
-        head = cls(ClipNDConfig(clip_config, head="matching", matching_dim=dim, contrastive_self="zero"))
-        renamed = {name: state_dict[_released_name(name)] for name in head.state_dict()}
-        head.load_state_dict(renamed)
+        config = ClipNDConfig(
+            clip_config,
+            head="matching",
+            matching_dim=dim,
+            matching_direction="bidirectional" if bidirectional else "unidirectional",
+            contrastive_self="zero",
+            mask_padding=False,
+        )
+        head = cls(config)
+        names = matching_names(head.state_dict(), bidirectional=bidirectional)
+        head.load_state_dict({ours: state_dict[theirs] for ours, theirs in names.items()})
         return head
 
 
-def _released_name(name: str) -> str:
-    for ours, theirs in (
-        ("text.", "timm."),
-        ("image.", "iimm."),
-        ("cross.match.", "cmm.match_module.trans_linear."),
-        ("cross.fusion.", "cmm.fusion_module.linear."),
-        ("cross.", "cmm."),
-    ):
-        if name.startswith(ours):
-            return theirs + name.removeprefix(ours)
-    return name
+def _normalised(layer_norm: nn.LayerNorm, values: Tensor) -> Tensor:
+    """The LayerNorm in fp32, whatever the types of its weights and of what it is given."""
+    weight, bias = layer_norm.weight.float(), layer_norm.bias.float()
+    return F.layer_norm(values.float(), layer_norm.normalized_shape, weight, bias, layer_norm.eps)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,51 +15,11 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from .configuration_clipnd import ClipNDConfig
+from .encoded_clipnd import Encoded, MatchingEntities, MatchingMentions
+from .fingerprint_clipnd import Fingerprint
 from .matching_clipnd import Features, MatchingHead, MatchingScores, mean_of_present
-
-
-@dataclass
-class Encoded:
-    """Encoded mentions or entities, n rows; what a row lacks is zero and marked absent.
-
-    Attributes:
-        text: ``[n, D]``, unit CLIP vectors.
-        image: ``[n, D]``, unit CLIP vectors.
-        has_text: ``[n]`` bool.
-        has_image: ``[n]`` bool.
-        text_tokens: ``[n, L, H]`` for the matching head, else None.
-        text_mask: ``[n, L]`` for the matching head, else None.
-        image_cls: ``[n, d]`` for the matching head, else None.
-        image_tokens: ``[n, P, d]`` for the matching head, else None.
-    """
-
-    text: Tensor
-    image: Tensor
-    has_text: Tensor
-    has_image: Tensor
-    text_tokens: Tensor | None = None
-    text_mask: Tensor | None = None
-    image_cls: Tensor | None = None
-    image_tokens: Tensor | None = None
-
-    def __len__(self) -> int:
-        return len(self.has_text)
-
-    def __getitem__(self, rows: Tensor | slice) -> Encoded:
-        """Selects rows, as a tensor of indices, a bool mask or a slice does."""
-        values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
-        return Encoded(**{name: None if value is None else value[rows] for name, value in values.items()})  # type: ignore[arg-type]
-
-    def show(self, text: Tensor | bool = True, image: Tensor | bool = True) -> Encoded:
-        """Hides modalities: True shows them, as a tensor ``[n]`` row by row. This is how a task is applied."""
-        return replace(self, has_text=self.has_text & text, has_image=self.has_image & image)
-
-    @property
-    def fused(self) -> Tensor:
-        """``[n, D]``: the unit vector of the sum of what is present; zeros where nothing is."""
-        text = self.text * self.has_text.unsqueeze(-1)
-        image = self.image * self.has_image.unsqueeze(-1)
-        return F.normalize(text + image, dim=-1)
+from .pooling_clipnd import PoolingHead
+from .released_clipnd import model_weights
 
 
 @dataclass
@@ -83,7 +44,7 @@ class ClipNDPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_flash_attn = True
-    _no_split_modules = ["CLIPTextEmbeddings", "CLIPEncoderLayer", "CLIPVisionEmbeddings"]  # noqa: RUF012
+    _no_split_modules = ["CLIPTextEmbeddings", "CLIPEncoderLayer", "CLIPVisionEmbeddings", "MatchingHead"]  # noqa: RUF012
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -99,6 +60,7 @@ class ClipNDModel(ClipNDPreTrainedModel):
     - Head ``clip``: the unit vector of the sum of a side's unit CLIP vectors; cosine times the learned scale (CLIPND,
       arXiv 2410.18096).
     - Head ``matching``: `MatchingHead` (arXiv 2412.10440); a pair that shares no modality is scored by ``clip``.
+    - Head ``pooled``: as ``clip``, with the unit vectors of `PoolingHead` in place of CLIP's (arXiv 2108.02456).
 
     Example:
         >>> from m3el_hf import ClipNDConfig, ClipNDModel, ClipNDProcessor
@@ -121,6 +83,9 @@ class ClipNDModel(ClipNDPreTrainedModel):
             self.image_cls_fc = nn.Linear(clip.projection_dim, config.matching_dim)
             self.image_tokens_fc = nn.Linear(clip.vision_config.hidden_size, config.matching_dim)
             self.matching = MatchingHead(config)
+        elif config.head == "pooled":
+            self.pooling = PoolingHead(config)
+        self._fingerprint = Fingerprint()
         self.post_init()
 
     @classmethod
@@ -141,13 +106,53 @@ class ClipNDModel(ClipNDPreTrainedModel):
         if not isinstance(found, CLIPConfig):
             raise ValueError(f"{path_or_id} is a {found.model_type!r} checkpoint: from_clip takes a CLIP")
         clip = CLIPModel.from_pretrained(path_or_id)
-        text: Any = clip.config.text_config
-        if text.eos_token_id == 2:
-            # Old checkpoints carry a wrong id and are pooled at the largest id, which is the end-of-text token's.
-            text.eos_token_id = text.vocab_size - 1
-            clip.text_model.eos_token_id = text.eos_token_id
+        clip.text_model.eos_token_id = _true_eos_token_id(clip.config)
         model = cls(ClipNDConfig(clip.config, **config))
         model.clip = clip
+        return model
+
+    @classmethod
+    def from_released_matching(
+        cls,
+        state_dict: Mapping[str, Any],
+        *,
+        bidirectional: bool = False,
+        clip_config: CLIPConfig | dict[str, Any] | None = None,
+    ) -> ClipNDModel:
+        """Brings over a checkpoint that the matching network's released code trained (arXiv 2412.10440).
+
+        The model then does as that code does: padding is attended to, so texts must be padded as they were in training
+        (to 40 tokens), and self-similarities count as exp(0) in the contrastive loss.
+
+        Weights that change no score are ignored: ``matcher.{text,image}_fc``, ``matcher.scale_*_layernorm``,
+        ``multi_head_module``, whatever is named ``*loss*``, the ``position_ids`` of old checkpoints, and the
+        cross-modal module of the other form, which is always there. `released_clipnd` tells which weight is which.
+
+        Args:
+            state_dict: Names ``encoder.*`` and ``matcher.*``, or a Lightning checkpoint that has them in
+                ``["state_dict"]``.
+            bidirectional: Which form was trained: ``matcher.cmmb`` if True, else ``matcher.cmm``.
+            clip_config: Of the CLIP that it was trained from; None for ViT-B/32's.
+
+        Raises:
+            KeyError: If a weight is absent or unknown; the message names it.
+            RuntimeError: If a weight has not the shape that ``clip_config`` gives it.
+        """
+        weights: Mapping[str, Tensor] = state_dict.get("state_dict", state_dict)
+        width = "encoder.image_cls_fc.weight"
+        if width not in weights:
+            raise KeyError(f"{width} is not in the checkpoint")
+        config = ClipNDConfig(
+            clip_config,
+            head="matching",
+            matching_dim=len(weights[width]),
+            matching_direction="bidirectional" if bidirectional else "unidirectional",
+            contrastive_self="zero",
+            mask_padding=False,
+        )
+        _true_eos_token_id(config.clip_config)
+        model = cls(config)
+        model.load_state_dict(model_weights(weights, model.state_dict(), bidirectional=bidirectional))
         return model
 
     def encode_mentions(
@@ -169,10 +174,10 @@ class ClipNDModel(ClipNDPreTrainedModel):
             has_image: ``[n]`` bool.
 
         Raises:
-            ValueError: If a row has neither text nor picture; the message names it.
+            ValueError: If a row has neither text nor picture (the message names it), the arguments differ in their
+                number of rows or in their device, or one is None of which some row has something.
         """
-        _check_rows(has_text, has_image)
-        return self._encode(input_ids, attention_mask, pixel_values, has_text, has_image)
+        return self._encode_side("mentions", input_ids, attention_mask, pixel_values, has_text, has_image)
 
     def encode_entities(
         self,
@@ -183,25 +188,90 @@ class ClipNDModel(ClipNDPreTrainedModel):
         has_text: Tensor,
         has_image: Tensor,
     ) -> Encoded:
-        """Encodes n entities, as `ClipNDProcessor.entities` prepares them; arguments as in `encode_mentions`."""
-        _check_rows(has_text, has_image)
-        return self._encode(input_ids, attention_mask, pixel_values, has_text, has_image)
+        """Encodes n entities, as `ClipNDProcessor.entities` prepares them; arguments as in `encode_mentions`.
+
+        What is returned holds what scoring needs and no more, so that it can be kept: see `Encoded` and, for the head
+        ``matching``, `MatchingEntities`.
+        """
+        return self._encode_side("entities", input_ids, attention_mask, pixel_values, has_text, has_image)
 
     def score(self, mentions: Encoded, entities: Encoded) -> MatchingScores:
         """Scores B mentions against N entities.
 
         Returns:
             ``total`` ``[B, N]`` in fp32 and each branch's scores. A pair of which a side shows nothing is -inf.
+
+        Raises:
+            ValueError: If the two lie on different devices or were encoded by other weights than the model has.
         """
-        scale = self.clip.logit_scale.float().exp().clamp(max=100)  # the cap of CLIP's own training
-        cosine = scale * (mentions.fused.float() @ entities.fused.float().T)
-        shown = (mentions.has_text | mentions.has_image).unsqueeze(1) & (entities.has_text | entities.has_image)
-        if self.config.head == "clip":
-            return mean_of_present({"clip": cosine}, {"clip": shown})
-        scores = self.matching(_features(mentions), _features(entities))
-        shared = torch.isfinite(scores.total)
-        total = torch.where(shared, scores.total, cosine.masked_fill(~shown, -math.inf))
-        return MatchingScores(total, scores.branches | {"clip": cosine.masked_fill(shared | ~shown, -math.inf)})
+        self._check_sides(mentions, entities)
+        return self._score(mentions, entities)
+
+    def score_factorised(self, mentions: Encoded, entities: Encoded) -> tuple[Tensor, Tensor]:
+        """Scores by dot products of one vector a side alone, and says how far `score` can be from that.
+
+        Everything but the fine-grained term of the matching head is such a product, and that term is bounded by a
+        constant of the entity. So the exact best k are found by this, and by `score` for the few entities whose bound
+        can still beat the k-th best.
+
+        Returns:
+            ``factorised`` and ``bound``, both ``[B, N]`` in fp32, with ``|score.total - factorised| <= bound`` for the
+            same encoded rows, rounding included; a pair of which a side shows nothing has -inf and 0. The bound is 0
+            where nothing is left out, as with the heads ``clip`` and ``pooled``.
+
+        Raises:
+            ValueError: As `score` does.
+        """
+        self._check_sides(mentions, entities)
+        if self.config.head != "matching":
+            total = self._score(mentions, entities).total
+            return total, torch.zeros_like(total)
+        assert isinstance(mentions, MatchingMentions) and isinstance(entities, MatchingEntities), "checked above"
+        branches, bounds = self.matching.factorised(mentions, entities)
+        shared = _shared(mentions, entities)
+        scores = self._with_clip(self.matching.combine(branches, *shared), shared, *self._cosine(mentions, entities))
+        bound = self.matching.combine(bounds, *shared).total
+        return scores.total, bound.masked_fill(bound == -math.inf, 0.0)  # where clip scores the pair, or nothing does
+
+    def _score(self, mentions: Any, entities: Any) -> MatchingScores:
+        cosine, shown = self._cosine(mentions, entities)
+        if self.config.head != "matching":
+            return mean_of_present({self.config.head: cosine}, {self.config.head: shown})
+        shared = _shared(mentions, entities)
+        scores = self.matching.combine(self.matching.branches(mentions, entities), *shared)
+        return self._with_clip(scores, shared, cosine, shown)
+
+    def _cosine(self, mentions: Encoded, entities: Encoded) -> tuple[Tensor, Tensor]:
+        """Returns the cosines of fused vectors times the scale, and which pairs have them; both ``[B, N]``."""
+        with torch.autocast(mentions.text.device.type, enabled=False):
+            scale = self.clip.logit_scale.float().exp().clamp(max=100)  # the cap of CLIP's own training
+            cosine = scale * (mentions.fused @ entities.fused.T)
+        return cosine, (mentions.has_text | mentions.has_image).unsqueeze(1) & (entities.has_text | entities.has_image)
+
+    def _with_clip(
+        self, scores: MatchingScores, shared: tuple[Tensor, Tensor], cosine: Tensor, shown: Tensor
+    ) -> MatchingScores:
+        """Gives the pairs that share neither text nor picture the score of the head ``clip``."""
+        by_clip = shown & ~(shared[0] | shared[1])
+        clip = cosine.masked_fill(~by_clip, -math.inf)
+        return MatchingScores(torch.where(by_clip, cosine, scores.total), scores.branches | {"clip": clip})
+
+    def _check_sides(self, mentions: Encoded, entities: Encoded) -> None:
+        if self.config.head == "matching" and not (
+            isinstance(mentions, MatchingMentions) and isinstance(entities, MatchingEntities)
+        ):
+            raise ValueError(
+                "scoring takes what this model's encode_mentions and encode_entities return, in this order"
+            )
+        devices = [str(one.text.device) for one in (mentions, entities)]
+        if len(set(devices)) > 1:
+            raise ValueError(
+                f"mentions lie on {devices[0]}, entities on {devices[1]}: move one of them with .to(device)"
+            )
+        known = {one.fingerprint for one in (mentions, entities) if one.fingerprint is not None}
+        mine = self._fingerprint.of(self) if known else None
+        if len(known) > 1 or (mine is not None and known != {mine}):
+            raise ValueError("mentions or entities were encoded by other weights than the model has: encode them again")
 
     def forward(
         self,
@@ -225,78 +295,102 @@ class ClipNDModel(ClipNDPreTrainedModel):
 
         Returns:
             The loss (None without labels) and the scores ``[R, N]``.
+
+        Raises:
+            ValueError: If there is not one label a mention, or one is no entity's index.
         """
-        encoded_mentions, encoded_entities = self._encode(**mentions), self._encode(**entities)
+        encoded_mentions, encoded_entities = self._encode("mentions", **mentions), self._encode("entities", **entities)
+        if labels is not None:
+            _check_labels(labels, len(encoded_mentions), len(encoded_entities))
         if rows is None or views is None:
             rows = torch.arange(len(encoded_mentions), device=encoded_mentions.has_text.device)
             views = torch.ones(len(rows), 4, dtype=torch.bool, device=rows.device)
-        scores = self._score_views(
-            encoded_mentions[rows].show(views[:, 0], views[:, 1]), encoded_entities, views[:, 2:]
-        )
+        scores = self._score_views(encoded_mentions, encoded_entities, rows, views)
         if labels is None:
             return ClipNDOutput(scores=scores.total)
         loss = F.cross_entropy(scores.total, labels[rows])
         if self.config.head == "matching":
             loss = loss + _branch_loss(scores.branches, labels[rows])
-            gold = _features(encoded_entities[labels])
-            contrastive = self.matching.contrastive_loss(gold, _features(encoded_mentions), labels)
+            contrastive = self.matching.contrastive_loss(encoded_entities[labels], encoded_mentions, labels)
             loss = loss + self.config.contrastive_weight * contrastive
         return ClipNDOutput(loss=loss, scores=scores.total)
 
-    def _score_views(self, mentions: Encoded, entities: Encoded, views: Tensor) -> MatchingScores:
-        """Scores ``[R, N]`` row by row against the entities as ``views`` ``[R, 2]`` (text, picture) shows them."""
-        nothing = mentions.text.new_full((len(mentions), len(entities)), -math.inf, dtype=torch.float32)
-        scores = MatchingScores(nothing.clone(), {})
-        for text, image in torch.unique(views, dim=0):
-            chosen = (views == torch.stack([text, image])).all(1)
-            shown = self.score(mentions[chosen], entities.show(text, image))
-            scores.total[chosen] = shown.total
-            for name, branch in shown.branches.items():
-                scores.branches.setdefault(name, nothing.clone())[chosen] = branch
-        return scores
+    def _score_views(self, mentions: Any, entities: Any, rows: Tensor, views: Tensor) -> MatchingScores:
+        """Scores ``[R, N]`` of mentions ``rows`` ``[R]`` as ``views`` ``[R, 4]`` shows them and the entities.
 
-    def _encode(
+        A branch scores a pair alike in every task that has it, so branches are computed once and only their mean, and
+        the fused vectors, follow the view.
+        """
+        asked = Encoded(
+            text=mentions.text[rows],
+            image=mentions.image[rows],
+            has_text=mentions.has_text[rows] & views[:, 0],
+            has_image=mentions.has_image[rows] & views[:, 1],
+        )
+        cosine = asked.text.new_zeros(len(rows), len(entities), dtype=torch.float32)
+        shown = torch.zeros_like(cosine, dtype=torch.bool)
+        for text, image in torch.unique(views[:, 2:], dim=0):
+            chosen = (views[:, 2:] == torch.stack([text, image])).all(1)
+            cosine[chosen], shown[chosen] = self._cosine(asked[chosen], entities.show(text, image))
+        if self.config.head != "matching":
+            return mean_of_present({self.config.head: cosine}, {self.config.head: shown})
+        texts, images = _shared(asked, entities)
+        shared = (texts & views[:, 2:3], images & views[:, 3:4])
+        branches = {name: one[rows] for name, one in self.matching.branches(mentions, entities).items()}
+        return self._with_clip(self.matching.combine(branches, *shared), shared, cosine, shown)
+
+    def _encode_side(
         self,
+        side: str,
         input_ids: Tensor | None,
         attention_mask: Tensor | None,
         pixel_values: Tensor | None,
         has_text: Tensor,
         has_image: Tensor,
     ) -> Encoded:
+        """Encodes n rows that a user gives, and marks which weights did; in training these change at each step."""
+        given = {"input_ids": input_ids, "attention_mask": attention_mask, "pixel_values": pixel_values}
+        _check_inputs({**given, "has_text": has_text, "has_image": has_image})
+        encoded = self._encode(side, input_ids, attention_mask, pixel_values, has_text, has_image)
+        return encoded if self.training else replace(encoded, fingerprint=self._fingerprint.of(self))
+
+    def _encode(
+        self,
+        side: str,
+        input_ids: Tensor | None,
+        attention_mask: Tensor | None,
+        pixel_values: Tensor | None,
+        has_text: Tensor,
+        has_image: Tensor,
+    ) -> Any:
         """Encodes n rows; a tower sees the rows that have its modality, and does not run where none has."""
-        config, like = self.config, self.clip.text_projection.weight
-        absent = like.new_zeros(len(has_text), config.clip_config.projection_dim)
-        encoded = Encoded(absent, absent, has_text, has_image)
-        if config.head == "matching":
-            text_width = config.clip_config.text_config.hidden_size
-            encoded.text_tokens = like.new_zeros(len(has_text), 1, text_width)
-            encoded.text_mask = torch.ones(len(has_text), 1, dtype=torch.bool, device=like.device)
-            encoded.image_cls = like.new_zeros(len(has_text), config.matching_dim)
-            encoded.image_tokens = like.new_zeros(len(has_text), 1, config.matching_dim)
-        if input_ids is not None and has_text.any():
-            self._encode_text(encoded, input_ids[has_text], attention_mask[has_text])  # type: ignore[index]
+        dtype = self.clip.text_projection.weight.dtype
+        text, text_tokens, text_mask = self._absent("text", has_text)
+        if input_ids is not None and attention_mask is not None and has_text.any():
+            out = self.clip.get_text_features(input_ids=input_ids[has_text], attention_mask=attention_mask[has_text])
+            text = _spread(F.normalize(out.pooler_output, dim=-1), has_text)
+            text_tokens = _spread(out.last_hidden_state, has_text)
+            text_mask = _spread(attention_mask[has_text].bool(), has_text)
+        image, image_tokens, _ = self._absent("vision", has_image)
         if pixel_values is not None and has_image.any():
-            self._encode_image(encoded, pixel_values[has_image].to(like.dtype))
-        return encoded
+            out = self.clip.get_image_features(pixel_values=pixel_values[has_image].to(dtype))
+            image = _spread(F.normalize(out.pooler_output, dim=-1), has_image)
+            image_tokens = _spread(out.last_hidden_state, has_image)
+        if self.config.head == "pooled":
+            text, image = self.pooling.pool_text(text_tokens, text_mask), self.pooling.pool_image(image_tokens)
+        if self.config.head != "matching":
+            return Encoded(text=text, image=image, has_text=has_text, has_image=has_image)
+        image_cls, image_tokens = self.image_cls_fc(image), self.image_tokens_fc(image_tokens)
+        features = Features(text, text_tokens, text_mask, image_cls, image_tokens, has_text, has_image)
+        encode = self.matching.mentions if side == "mentions" else self.matching.entities
+        return replace(encode(features), image=image)
 
-    def _encode_text(self, encoded: Encoded, input_ids: Tensor, attention_mask: Tensor) -> None:
-        """Fills the text fields of the rows that have text."""
-        present = encoded.has_text
-        out = self.clip.get_text_features(input_ids=input_ids, attention_mask=attention_mask)
-        encoded.text = _spread(F.normalize(out.pooler_output, dim=-1), present)
-        if self.config.head == "matching":
-            encoded.text_tokens = _spread(out.last_hidden_state, present)
-            encoded.text_mask = _spread(attention_mask.bool(), present)
-
-    def _encode_image(self, encoded: Encoded, pixel_values: Tensor) -> None:
-        """Fills the picture fields of the rows that have a picture."""
-        present = encoded.has_image
-        out = self.clip.get_image_features(pixel_values=pixel_values)
-        image = F.normalize(out.pooler_output, dim=-1)
-        encoded.image = _spread(image, present)
-        if self.config.head == "matching":
-            encoded.image_cls = _spread(self.image_cls_fc(image), present)
-            encoded.image_tokens = _spread(self.image_tokens_fc(out.last_hidden_state), present)
+    def _absent(self, tower: str, present: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What stands for the vectors, the one token and the mask of a tower that does not run."""
+        config, like = self.config.clip_config, self.clip.text_projection.weight
+        width = getattr(config, f"{tower}_config").hidden_size
+        vectors, tokens = like.new_zeros(len(present), config.projection_dim), like.new_zeros(len(present), 1, width)
+        return vectors, tokens, torch.ones(len(present), 1, dtype=torch.bool, device=like.device)
 
 
 # save_pretrained then writes these files beside the weights, for trust_remote_code.
@@ -313,10 +407,45 @@ def _branch_loss(branches: dict[str, Tensor], labels: Tensor) -> Tensor:
     return torch.stack(losses).sum() if losses else torch.zeros((), device=labels.device)
 
 
-def _check_rows(has_text: Tensor, has_image: Tensor) -> None:
-    empty = (~(has_text | has_image)).nonzero().flatten()
+def _check_inputs(inputs: dict[str, Tensor | None]) -> None:
+    given = {name: value for name, value in inputs.items() if value is not None}
+    for what, values in (
+        ("rows", {name: len(value) for name, value in given.items()}),
+        ("devices", {name: str(value.device) for name, value in given.items()}),
+    ):
+        if len(set(values.values())) > 1:
+            found = ", ".join(f"{name} {value}" for name, value in values.items())
+            raise ValueError(f"the arguments must have the same {what}: {found}")
+    for has, names in (("has_text", ("input_ids", "attention_mask")), ("has_image", ("pixel_values",))):
+        for name in names:
+            if name not in given and given[has].any():
+                raise ValueError(f"{has} says that rows have one, but {name} is None")
+    empty = (~(given["has_text"] | given["has_image"])).nonzero().flatten()
     if len(empty):
         raise ValueError(f"row {empty[0].item()} has neither text nor picture: there is nothing to link it by")
+
+
+def _check_labels(labels: Tensor, mentions: int, entities: int) -> None:
+    if len(labels) != mentions:
+        raise ValueError(f"{len(labels)} labels for {mentions} mentions: there must be one a mention")
+    wrong = ((labels < 0) | (labels >= entities)).nonzero().flatten()
+    if len(wrong):
+        row = int(wrong[0])
+        raise ValueError(f"label {labels[row].item()} of mention {row} is no index of the {entities} entities")
+
+
+def _shared(mentions: Encoded, entities: Encoded) -> tuple[Tensor, Tensor]:
+    """Which pairs share text, and which share pictures; bool ``[B, N]``."""
+    text = mentions.has_text.unsqueeze(1) & entities.has_text
+    return text, mentions.has_image.unsqueeze(1) & entities.has_image
+
+
+def _true_eos_token_id(config: CLIPConfig) -> int:
+    """Repairs old configurations, which carry a wrong id and are pooled at the largest id: the end-of-text token's."""
+    text: Any = config.text_config
+    if text.eos_token_id == 2:
+        text.eos_token_id = text.vocab_size - 1
+    return text.eos_token_id
 
 
 def _spread(values: Tensor, present: Tensor) -> Tensor:
@@ -326,17 +455,3 @@ def _spread(values: Tensor, present: Tensor) -> Tensor:
     spread = values.new_zeros(len(present), *values.shape[1:])
     spread[present] = values
     return spread
-
-
-def _features(side: Encoded) -> Features:
-    assert side.text_tokens is not None and side.text_mask is not None, "encoded for another head"
-    assert side.image_cls is not None and side.image_tokens is not None, "encoded for another head"
-    return Features(
-        side.text,
-        side.text_tokens,
-        side.text_mask,
-        side.image_cls,
-        side.image_tokens,
-        side.has_text,
-        side.has_image,
-    )

@@ -3,33 +3,57 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import CLIPImageProcessorPil, CLIPTokenizer
+from transformers.image_utils import SizeDict
 from transformers.processing_utils import ProcessorMixin
 
-from .decoding_clipnd import decode_image, to_rgb
+from .decoding_clipnd import MAX_PIXELS, UnusableImageError, decode_image, to_rgb
 
-ImageInput = Image.Image | bytes | str | Path | dict | Tensor
-"""A picture: PIL, encoded bytes, a file's path, an undecoded `datasets` picture, or pixels from `pixel_values`."""
+ImageInput = Image.Image | np.ndarray | bytes | str | Path | dict | Tensor
+"""A picture: PIL, an array (uint8 ``[H, W]``, ``[H, W, 3]`` or ``[H, W, 4]``), encoded bytes, a file's path, an
+undecoded `datasets` picture, or pixels from `ClipNDProcessor.pixel_values`."""
+
+TEMPLATES = ("N", "D", "ND")
+"""What an entity's text is made of: its name, its description, or both."""
+
+COLUMNS = {"mention": ("mention", "context", "mention_image"), "entity": ("name", "description", "image")}
+"""The dataset columns of a side: name, detail, picture."""
+
+CHARACTERS_PER_TOKEN = 16
+"""A text is cut to this many characters for each token that it may have before it is split into tokens, so that a book
+costs little more than a sentence. English has 4 or 5 to a token: only a text of very long words comes out shorter."""
 
 
 class ClipNDProcessor(ProcessorMixin):
     """Prepares mentions and entities for `ClipNDModel`.
 
-    A mention's text is its name and its context, an entity's its name and its description, cut to ``max_text_length``
-    tokens, so the name always stays. Pictures are turned upright, flattened on white, and prepared as CLIP does.
+    A mention's text is its name and its context, an entity's what ``template`` says, cut to ``max_text_length`` tokens.
+    The name comes first, so it always stays. Of a context that is too long stay the words around the name's first
+    occurrence in it; of any other text the first words. Pictures are turned upright, flattened on white, and prepared
+    as CLIP does.
+
+    One processor may serve several threads.
 
     Args:
-        image_processor: A CLIP image processor.
+        image_processor: A CLIP image processor; its settings are followed.
         tokenizer: A CLIP tokenizer.
         max_text_length: Tokens that a text is cut to, start and end included.
+        template: What an entity's text is made of, one of `TEMPLATES`.
+
+    Raises:
+        ValueError: If ``max_text_length`` leaves no token for text, or ``template`` is not one of `TEMPLATES`.
 
     Example:
         >>> from m3el_hf import ClipNDProcessor
@@ -44,10 +68,15 @@ class ClipNDProcessor(ProcessorMixin):
         image_processor: CLIPImageProcessorPil | None = None,
         tokenizer: CLIPTokenizer | None = None,
         max_text_length: int = 40,
+        template: str = "ND",
         **kwargs: Any,
     ) -> None:
+        if max_text_length < 3:
+            raise ValueError(f"max_text_length must be 3 or more, for start, a token and end, not {max_text_length}")
+        _check_template(template)
         super().__init__(image_processor, tokenizer)
         self.max_text_length = max_text_length
+        self.template = template
 
     @classmethod
     def tiny(cls, texts: Iterable[str], *, vocab_size: int = 1200, image_size: int = 64) -> ClipNDProcessor:
@@ -76,93 +105,307 @@ class ClipNDProcessor(ProcessorMixin):
             `ClipNDModel.encode_mentions`.
 
         Raises:
-            ValueError: If the lists differ in length or are all absent, or a picture cannot be decoded.
-            TypeError: If a picture is of a type that cannot be one.
+            ValueError: If the lists differ in length or are all absent, or a picture cannot be used; then the message
+                names the row.
+            TypeError: If a text or a picture is of a type that cannot be one; the message names the row.
         """
-        return self._prepare(names, contexts, images)
+        texts, pictures = _rows(names, contexts, images)
+        return self._prepare(texts, pictures, around_name=True)
 
     def entities(
         self,
         names: Sequence[str | None] | None = None,
         descriptions: Sequence[str | None] | None = None,
         images: Sequence[ImageInput | None] | None = None,
+        *,
+        template: str | Sequence[str] | None = None,
     ) -> dict[str, Any]:
-        """Prepares n entities; arguments, result and errors as in `mentions`."""
-        return self._prepare(names, descriptions, images)
+        """Prepares n entities; pass any of the three, None for what a row lacks.
 
-    def pixel_values(self, image: ImageInput) -> Tensor:
-        """Prepares one picture: ``[3, S, S]``, resized, cropped and normalised as CLIP does.
+        Args:
+            names: Their names.
+            descriptions: Their descriptions.
+            images: Their pictures.
+            template: One of `TEMPLATES`, or a list with one for each row; None for the processor's own. A row that has
+                nothing of what its template shows has no text.
+
+        Returns:
+            As `mentions`.
 
         Raises:
-            ValueError: If it cannot be decoded, or is an address: pictures are never fetched from the network.
+            ValueError: As in `mentions`; also for an unknown template, and for a list of another length.
+            TypeError: As in `mentions`.
+        """
+        texts, pictures = _rows(names, descriptions, images)
+        template = self.template if template is None else template
+        templates = [template] * len(texts) if isinstance(template, str) else template
+        if len(templates) != len(texts):
+            raise ValueError(f"a list of templates must have one for each row: {len(templates)} for {len(texts)} rows")
+        shown = []
+        for row, (one, (name, description)) in enumerate(zip(templates, texts, strict=True)):
+            with _naming(row):
+                _check_template(one)
+            shown.append((name if "N" in one else "", description if "D" in one else ""))
+        return self._prepare(shown, pictures, around_name=False)
+
+    def from_rows(self, batch: Mapping[str, Any], side: str) -> dict[str, Any]:
+        """Prepares rows of a dataset: ``rows[:8]``, or what ``map(batched=True)`` and ``with_transform`` pass on.
+
+        The candidates of a row are not rows themselves: give its ``candidate_names``, ``candidate_descriptions`` and
+        ``candidate_images`` to `entities`.
+
+        Args:
+            batch: A list for each column. Of the side's `COLUMNS`, those that a task does not show may be absent.
+            side: "mention" for rows of any config but ``entities``, "entity" for rows of that one.
+
+        Returns:
+            As `mentions`, but without the keys that would be None, which `datasets` does not take.
+
+        Raises:
+            ValueError: As in `mentions`; also if ``side`` is neither, or the batch has none of its columns.
+            TypeError: As in `mentions`; also for a single row in place of a batch.
+        """
+        if side not in COLUMNS:
+            raise ValueError(f"side must be 'mention' or 'entity', not {side!r}")
+        columns = [batch[column] if column in batch else None for column in COLUMNS[side]]
+        if all(column is None for column in columns):
+            wanted, found = ", ".join(COLUMNS[side]), ", ".join(batch) or "none"
+            raise ValueError(f"side {side!r} is prepared of the columns {wanted}; the batch has {found}")
+        prepared = self.mentions(*columns) if side == "mention" else self.entities(*columns)
+        return {name: value for name, value in prepared.items() if value is not None}
+
+    def pixel_values(self, image: ImageInput) -> Tensor:
+        """Prepares one picture: ``[3, S, S]``, resized, cropped and normalised exactly as CLIP does.
+
+        For that, a large JPEG is decoded in full: at a fraction of its size it would give other pixels.
+
+        Raises:
+            ValueError: If it cannot be decoded, is an address (pictures are never fetched from the network), or is an
+                array or a tensor of another shape or type than `ImageInput` says.
             TypeError: If it is of a type that cannot be a picture.
         """
-        if isinstance(image, Tensor):
-            return image
-        return torch.as_tensor(self.image_processor(_open(image), return_tensors="np")["pixel_values"][0])
+        if not isinstance(image, Tensor):
+            return self._pixels(_open(image))
+        expected = (3, *self._frame())
+        if image.dtype != torch.float32 or image.shape != expected:
+            raise ValueError(
+                f"a tensor must be what pixel_values returns, torch.float32 {list(expected)}, not "
+                f"{image.dtype} {list(image.shape)}"
+            )
+        return image
+
+    def _frame(self) -> tuple[int, int]:
+        """Height and width of every prepared picture."""
+        settings = self.image_processor
+        size = settings.crop_size if settings.do_center_crop else settings.size if settings.do_resize else None
+        if not (size and size.height and size.width):
+            raise ValueError("the image processor brings pictures to no common size: give it a crop_size")
+        return size.height, size.width
+
+    def _pixels(self, image: Image.Image) -> Tensor:
+        """What `CLIPImageProcessorPil` makes of an RGB picture, bit for bit, without copying it in full.
+
+        A byte has 256 values: CLIP's arithmetic is done on these, and every pixel looks its own up.
+        """
+        settings = self.image_processor
+        height, width = self._frame()
+        if settings.do_resize:
+            image = image.resize(_resized(image.size, settings.size), settings.resample)
+        left, top = (image.width - width) // 2, (image.height - height) // 2
+        bands = np.asarray(image.crop((left, top, left + width, top + height)))  # black beyond the picture
+        values = (np.arange(256) * (settings.rescale_factor if settings.do_rescale else 1.0)).astype(np.float32)
+        mean, std = (settings.image_mean, settings.image_std) if settings.do_normalize else ([0] * 3, [1] * 3)
+        pixels = np.empty((3, height, width), np.float32)
+        for band, (shift, unit) in enumerate(np.array([mean, std], np.float32).T):
+            np.take((values - shift) / unit, bands[..., band], out=pixels[band], mode="clip")  # unbuffered: faster
+        return torch.from_numpy(pixels)
 
     def _prepare(
-        self,
-        names: Sequence[str | None] | None,
-        details: Sequence[str | None] | None,
-        images: Sequence[ImageInput | None] | None,
+        self, texts: list[tuple[str, str]], images: list[ImageInput | None], *, around_name: bool
     ) -> dict[str, Any]:
-        if any(isinstance(values, str) for values in (names, details, images)):
-            raise TypeError(
-                "names, contexts or descriptions, and images must be lists, an entry a row; one is a string"
-            )
-        lengths = {len(values) for values in (names, details, images) if values is not None}
-        if len(lengths) != 1:
-            found = ", ".join(
-                f"{label} {'absent' if values is None else len(values)}"
-                for label, values in (("names", names), ("contexts or descriptions", details), ("images", images))
-            )
-            raise ValueError(f"names, contexts or descriptions, and images must be lists of one length: {found}")
-        n = lengths.pop()
-        nothing = [None] * n
-        texts = [_join(name, detail) for name, detail in zip(names or nothing, details or nothing, strict=True)]
-        pixels = [None if image is None else self.pixel_values(image) for image in images or nothing]
-        has_text = torch.tensor([bool(text) for text in texts], dtype=torch.bool)
+        pixels: list[Tensor | None] = []
+        for row, image in enumerate(images):
+            with _naming(row):
+                pixels.append(None if image is None else self.pixel_values(image))
+        has_text = torch.tensor([bool(name or detail) for name, detail in texts], dtype=torch.bool)
         has_image = torch.tensor([one is not None for one in pixels], dtype=torch.bool)
         batch: dict[str, Any] = {"input_ids": None, "attention_mask": None, "pixel_values": None}
         if has_text.any():
-            tokens = self.tokenizer(
-                texts,
-                padding=True,
-                truncation=True,
-                max_length=self.max_text_length,
-                split_special_tokens=True,  # a text that spells the end-of-text token must not end there
-                return_tensors="pt",
-            )
-            batch |= {"input_ids": tokens["input_ids"], "attention_mask": tokens["attention_mask"]}
+            special = self.tokenizer
+            rows = [
+                torch.tensor([special.bos_token_id, *ids, special.eos_token_id])
+                for ids in self._token_ids(texts, around_name)
+            ]
+            batch["input_ids"] = pad_sequence(rows, batch_first=True, padding_value=special.pad_token_id)
+            batch["attention_mask"] = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
         if has_image.any():
-            blank = torch.zeros_like(next(one for one in pixels if one is not None))
+            blank = torch.zeros(3, *self._frame())
             batch["pixel_values"] = torch.stack([blank if one is None else one for one in pixels])
         return batch | {"has_text": has_text, "has_image": has_image}
+
+    def _token_ids(self, texts: list[tuple[str, str]], around_name: bool) -> list[list[int]]:
+        """What stands between start and end in each row: the tokens of the name, then those of the detail that fit.
+
+        A tokenizer keeps the truncation and padding of its last call, and threads that ask for different ones get each
+        other's. So every call here asks for the same, none, and both are done outside.
+        """
+        n, room = len(texts), self.max_text_length - 2
+        reach = room * CHARACTERS_PER_TOKEN
+        heads = [name[:reach] + ("." if name and detail else "") for name, detail in texts]
+        details = [_excerpt(name if around_name else "", detail, reach) for name, detail in texts]
+        tokens = self.tokenizer(
+            heads + details,
+            add_special_tokens=False,
+            padding=False,
+            truncation=False,
+            split_special_tokens=True,  # a text that spells the end-of-text token must not end there
+            verbose=False,
+        )
+        rows = []
+        for row, (head, ids) in enumerate(zip(tokens["input_ids"][:n], tokens["input_ids"][n:], strict=True)):
+            left, first = max(0, room - len(head)), 0
+            if around_name and 0 < left < len(ids):
+                middle = tokens.char_to_token(n + row, _find(texts[row][0], details[row])) or 0
+                first = _window_start(middle, len(head), left, tokens.word_ids(n + row))
+            rows.append(head[:room] + ids[first : first + left])
+        return rows
 
 
 # save_pretrained then writes these files beside the weights, for trust_remote_code.
 ClipNDProcessor.register_for_auto_class("AutoProcessor")
 
 
-def _join(name: str | None, detail: str | None) -> str:
-    return ". ".join(part.strip() for part in (name, detail) if part and part.strip())
+def _rows(
+    names: Sequence[str | None] | None,
+    details: Sequence[str | None] | None,
+    images: Sequence[ImageInput | None] | None,
+) -> tuple[list[tuple[str, str]], list[ImageInput | None]]:
+    """Name and detail of each row, empty where it has none, and its picture."""
+    lists = {"names": names, "contexts or descriptions": details, "images": images}
+    for values in lists.values():
+        if isinstance(values, str | bytes | dict | Path | Image.Image):
+            raise TypeError(
+                "names, contexts or descriptions, and images must be lists, an entry a row; one is a "
+                + ("string" if isinstance(values, str) else type(values).__name__)
+            )
+    lengths = {len(values) for values in lists.values() if values is not None}
+    if len(lengths) != 1:
+        found = ", ".join(f"{label} {'absent' if one is None else len(one)}" for label, one in lists.items())
+        raise ValueError(f"names, contexts or descriptions, and images must be lists of one length: {found}")
+    nothing = [None] * lengths.pop()
+    columns = [nothing if values is None else values for values in lists.values()]
+    texts = []
+    for row, (name, detail) in enumerate(zip(columns[0], columns[1], strict=True)):
+        with _naming(row):
+            texts.append((_clean(name), _clean(detail)))
+    return texts, list(columns[2])
 
 
-def _open(image: ImageInput) -> Image.Image:
-    if isinstance(image, Image.Image):
-        return to_rgb(image)
+@contextmanager
+def _naming(row: int) -> Iterator[None]:
+    """Puts the row before the message of an error."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"row {row}: {error}") from error
+
+
+def _check_template(template: Any) -> None:
+    if template not in TEMPLATES:
+        raise ValueError(f"a template must be one of {', '.join(TEMPLATES)}, not {template!r}")
+
+
+def _clean(text: Any) -> str:
+    """One space between words, none around them, and no half of a character (a lone surrogate): no tokenizer takes it.
+
+    Raises:
+        TypeError: If it is neither a string nor None.
+    """
+    if text is None:
+        return ""
+    if not isinstance(text, str):
+        raise TypeError(f"a text must be a string or None, not {type(text).__name__}")
+    return " ".join(text.encode("utf-8", "replace").decode().split())
+
+
+def _find(name: str, text: str) -> int:
+    """Where the name first stands in the text, as a word of its own if it does anywhere; 0 if it stands nowhere."""
+    if not name:
+        return 0
+    name = re.escape(name)
+    found = re.search(rf"(?<!\w){name}(?!\w)", text, re.IGNORECASE) or re.search(name, text, re.IGNORECASE)
+    return found.start() if found else 0
+
+
+def _excerpt(name: str, text: str, reach: int) -> str:
+    """At most ``reach`` characters before and from the first occurrence of the name, else from the beginning."""
+    if len(text) <= reach:
+        return text
+    middle = _find(name, text) if len(name) < reach else 0  # a longer name leaves no room for the text
+    return text[max(0, middle - reach) : middle + reach]
+
+
+def _window_start(middle: int, width: int, size: int, words: Sequence[int | None]) -> int:
+    """The first of ``size`` tokens that hold the ``width`` tokens from ``middle`` on in their midst, where they can.
+
+    Args:
+        middle: Where the tokens in the midst begin.
+        width: Their number.
+        size: Tokens of the window, fewer than there are.
+        words: The word of each token; the window does not begin within one.
+    """
+    first = max(0, min(middle - max(0, size - width) // 2, len(words) - size))
+    while 0 < first < middle and words[first] == words[first - 1]:
+        first += 1
+    return first
+
+
+def _open(image: Any) -> Image.Image:
+    """The picture as upright RGB; errors as in `ClipNDProcessor.pixel_values`."""
     if isinstance(image, dict):
         image = image.get("bytes") or image.get("path") or b""
     if isinstance(image, str) and "://" in image:
         raise ValueError(f"{image} is an address: download the picture and pass its bytes or its path")
-    if isinstance(image, bytes | str | Path):
-        try:
+    if not isinstance(image, Image.Image | np.ndarray | bytes | str | Path):
+        raise TypeError(f"a picture must be PIL, an array, bytes, a path or pixels, not {type(image).__name__}")
+    try:
+        if isinstance(image, bytes | str | Path):
             return decode_image(image)
-        except ValueError as reason:
-            name = "a picture given as bytes" if isinstance(image, bytes) else str(image)
-            raise ValueError(f"{name} {reason}") from reason
-    raise TypeError(f"a picture must be PIL, bytes, a path or pixels, not {type(image).__name__}")
+        picture = _from_array(image) if isinstance(image, np.ndarray) else image
+        if 0 in picture.size:
+            raise UnusableImageError("has no pixels")
+        return to_rgb(picture)
+    except Exception as error:  # a file that PIL has opened but not read yet may be broken, and then raises anything
+        given = "bytes" if isinstance(image, bytes) else "an array" if isinstance(image, np.ndarray) else "PIL"
+        name = str(image) if isinstance(image, str | Path) else f"a picture given as {given}"
+        reason = (
+            error if isinstance(error, UnusableImageError) else f"cannot be decoded ({type(error).__name__}: {error})"
+        )
+        raise ValueError(f"{name} {reason}") from error
+
+
+def _from_array(pixels: np.ndarray) -> Image.Image:
+    """A picture of bytes only: of fractions, or of larger numbers, nothing says which value is white."""
+    if pixels.dtype != np.uint8 or not (pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] in (3, 4))):
+        raise UnusableImageError(
+            f"must be uint8 [H, W], [H, W, 3] or [H, W, 4] with 255 for white, not {pixels.dtype} {list(pixels.shape)}"
+        )
+    return Image.fromarray(pixels)
+
+
+def _resized(size: tuple[int, int], target: SizeDict) -> tuple[int, int]:
+    """Width and height to which CLIP resizes a picture of this width and height."""
+    width, height = size
+    if target.height and target.width:
+        return target.width, target.height
+    short = target.shortest_edge
+    if not short or target.longest_edge:
+        raise ValueError(f"the image processor's size must be shortest_edge, or height and width, not {dict(target)}")
+    new = (short, int(short * height / width)) if width <= height else (int(short * width / height), short)
+    if new[0] * new[1] > MAX_PIXELS:
+        raise ValueError(f"a picture of {width} x {height} is too long and thin: resized, it is {new[0]} x {new[1]}")
+    return new
 
 
 def _train_tokenizer(texts: Iterable[str], vocab_size: int) -> CLIPTokenizer:

@@ -308,9 +308,12 @@ def test_the_average_mention_is_the_mean_over_what_mentions_have(model, processo
     expected = {"text": mean([one.text[0] for one in alone]), "image": mean([one.image[0] for one in pictured])}
     expected = {name: value / value.norm() for name, value in expected.items()}
     if model.config.head == "matching":
-        expected["text_tokens"] = mean([token for one in alone for token in one.text_tokens[0]])[None]
-        expected["image_cls"] = mean([one.image_cls[0] for one in pictured])
-        expected["image_tokens"] = mean([token for one in pictured for token in one.image_tokens[0]])[None]
+        for name in ("text_keys", "text_values"):
+            expected[name] = mean([token for one in alone for token in getattr(one, name)[0]])[None]
+        for name in ("image_keys", "image_values"):
+            expected[name] = mean([token for one in pictured for token in getattr(one, name)[0]])[None]
+        for name in ("image_cls", "cross"):
+            expected[name] = mean([getattr(one, name)[0] for one in pictured])
         assert average.text_mask.all()
     for name, value in expected.items():
         torch.testing.assert_close(getattr(average, name)[0], value, rtol=1e-4, atol=1e-5)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +16,9 @@ OURS: dict[str, Any] = {
     "contrastive_intra_weight": 0.5,
     "contrastive_weight": 0.25,
     "contrastive_self": "zero",
+    "matching_direction": "bidirectional",
+    "mask_padding": False,
+    "format_version": 1,
 }
 
 
@@ -28,6 +32,7 @@ def test_defaults_are_the_papers():
     assert config.matching_dim == 96
     assert (config.contrastive_temperature, config.contrastive_intra_weight) == (0.03, 0.8)
     assert config.contrastive_self == "exclude"
+    assert config.mask_padding and config.matching_direction == "unidirectional"
     assert config.clip_config.to_dict() == CLIPConfig().to_dict()
 
 
@@ -58,10 +63,38 @@ def test_the_written_file_names_what_loads_it_without_the_package(tmp_path):
     assert (tmp_path / "configuration_clipnd.py").is_file()
 
 
-@pytest.mark.parametrize("wrong", [{"head": "pooled"}, {"contrastive_self": "one"}, {"head": None}])
-def test_an_unknown_choice_is_refused_with_the_choices(wrong):
-    with pytest.raises(ValueError, match=r"choose (one of clip, matching|'exclude' or 'zero')"):
-        ClipNDConfig(**wrong)
+@pytest.mark.parametrize(
+    ("name", "wrong", "choices"),
+    [
+        ("head", "pool", "clip, matching, pooled"),
+        ("head", None, "clip, matching, pooled"),
+        ("contrastive_self", "one", "exclude, zero"),
+        ("matching_direction", "both", "unidirectional, bidirectional"),
+    ],
+)
+def test_an_unknown_choice_is_refused_with_the_choices(name, wrong, choices):
+    with pytest.raises(ValueError, match=f"{name} is {wrong!r}: choose one of {choices}$"):
+        ClipNDConfig(**{name: wrong})
+
+
+def edited(folder: Path, **keys: Any) -> Path:
+    ClipNDConfig().save_pretrained(folder)
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | keys))
+    return folder
+
+
+def test_a_newer_format_is_refused_with_what_to_do(tmp_path):
+    for read in (ClipNDConfig.from_pretrained, AutoConfig.from_pretrained):
+        with pytest.raises(ValueError, match="format 2, newer than 1, .* upgrade m3el_hf$"):
+            read(edited(tmp_path, format_version=2))
+
+
+def test_unknown_keys_are_kept(tmp_path):
+    config = ClipNDConfig.from_pretrained(edited(tmp_path, something_new=[1, "a"]))
+    assert config.something_new == [1, "a"]
+    config.save_pretrained(tmp_path / "again")
+    assert ClipNDConfig.from_pretrained(tmp_path / "again").something_new == [1, "a"]
 
 
 def test_tiny_is_tiny_and_takes_the_tokenizers_ids():

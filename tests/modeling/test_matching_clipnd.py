@@ -3,6 +3,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import fields, replace
+from itertools import product
+from typing import Any
 
 import numpy as np
 import pytest
@@ -95,16 +97,23 @@ def test_training_loss_and_gradients_are_those_of_the_released_code(oracle, rele
         assert_same(parameter.grad, gradients[name])
 
 
-def test_the_bidirectional_form_is_refused(oracle):
-    with pytest.raises(ValueError, match="unidirectional"):
-        MatchingHead.from_released(weights_of(oracle), bidirectional=True)
-
-
 def test_a_released_weight_that_is_absent_is_named(oracle):
     weights = weights_of(oracle)
     del weights["cmm.gate_fc.bias"]
     with pytest.raises(KeyError, match=r"cmm\.gate_fc\.bias"):
         MatchingHead.from_released(weights)
+
+
+def test_the_bidirectional_form_is_loaded_from_its_own_weights(oracle):
+    head = MatchingHead.from_released(weights_of(oracle), bidirectional=True)
+    assert torch.equal(head.cross.match.weight, oracle["w.cmmb.match_module.trans_linear.weight"])
+    assert torch.equal(head.text.fc_key.weight, oracle["w.timm.fc_key.weight"])
+    m, e = features_of(oracle, "men"), features_of(oracle, "ent")
+    with torch.no_grad():
+        scores = head(m, e)
+        for b, n in np.ndindex(4, 7):
+            for name, expected in slow_branches(head, m, b, e, n).items():
+                assert scores.branches[name][b, n].item() == pytest.approx(expected, rel=1e-4, abs=1e-5)
 
 
 # The formulas, one number at a time.
@@ -145,19 +154,32 @@ def slow_intra(
     return (mention_cls @ entity_cls + local) / 2
 
 
-def slow_fusion(module: nn.Module, text_cls: Tensor, image_tokens: Tensor) -> Tensor:
-    """One row's cross-modal vector."""
+def slow_match(module: nn.Module, asking: Tensor, answering: Tensor) -> Tensor:
+    """M(p, q) of one asking vector."""
+    weights = softmax([asking @ module.match(one) for one in answering])
+    return torch.relu(module.match(weighted(weights, answering)))
 
-    def match(asking: Tensor, answering: Tensor) -> Tensor:
-        weights = softmax([asking @ module.match(one) for one in answering])
-        return torch.relu(module.match(weighted(weights, answering)))
 
-    text, image = module.text_fc(text_cls), module.image_fc(image_tokens)
-    pooled_image = match(text, image)
-    pooled_text = csra(torch.stack([match(patch, text[None]) for patch in image]))
+def slow_fusion(module: nn.Module, side: dict[str, Tensor]) -> dict[str, Tensor]:
+    """One row's cross-modal vector in the unidirectional form."""
+    text, image = module.text_fc(side["text_cls"]), module.image_fc(side["image_tokens"])
+    pooled_image = slow_match(module, text, image)
+    pooled_text = csra(torch.stack([slow_match(module, patch, text[None]) for patch in image]))
     gate = torch.sigmoid(module.fusion(pooled_text) + module.fusion(pooled_image))
     context = pooled_image * gate + pooled_text * (1 - gate)
-    return module.gate_layer_norm(text * torch.tanh(module.gate_fc(text)) + context)
+    return {"cross": module.gate_layer_norm(text * torch.tanh(module.gate_fc(text)) + context)}
+
+
+def slow_fusions(module: nn.Module, side: dict[str, Tensor]) -> dict[str, Tensor]:
+    """One row's two cross-modal vectors in the bidirectional form."""
+    vectors = {}
+    for one, other in (("text", "image"), ("image", "text")):
+        x = getattr(module, f"{one}_fc")(side[f"{one}_cls"])
+        tokens = getattr(module, f"{other}_fc")(side[f"{other}_tokens"])
+        rows = [slow_match(module, x, tokens), *(slow_match(module, token, x[None]) for token in tokens)]
+        gated = x * torch.tanh(module.gate_fc(x)) + csra(torch.stack(rows))
+        vectors[f"{one}_{other}"] = module.gate_layer_norm(gated)
+    return vectors
 
 
 def slow_branches(head: MatchingHead, m: Features, b: int, e: Features, n: int) -> dict[str, float]:
@@ -165,7 +187,7 @@ def slow_branches(head: MatchingHead, m: Features, b: int, e: Features, n: int) 
     sides = [
         {
             "text_cls": head.text_cls_layernorm(side.text_cls[row]),
-            "text_tokens": head.text_tokens_layernorm(side.text_tokens[row][side.text_mask[row]]),
+            "text_tokens": head.text_tokens_layernorm(side.text_tokens[row][kept_of(head, side, row)]),
             "image_cls": head.image_cls_layernorm(side.image_cls[row]),
             "image_tokens": head.image_tokens_layernorm(side.image_tokens[row]),
         }
@@ -178,16 +200,21 @@ def slow_branches(head: MatchingHead, m: Features, b: int, e: Features, n: int) 
             pair = [side[f"{kind}_{part}"] for side in sides for part in ("cls", "tokens")]
             branches[kind] = slow_intra(getattr(head, kind), *pair).item()
     if text and image:
-        one, other = (slow_fusion(head.cross, side["text_cls"], side["image_tokens"]) for side in sides)
-        branches["cross"] = (one @ other).item()
+        fuse = slow_fusion if head.cross.branches == ("cross",) else slow_fusions
+        one, other = (fuse(head.cross, side) for side in sides)
+        branches |= {name: (one[name] @ other[name]).item() for name in one}
     return branches
 
 
+def kept_of(head: MatchingHead, side: Features, row: int) -> Tensor:
+    return side.text_mask[row] if head.mask_padding else torch.ones_like(side.text_mask[row])
+
+
 def random_head(
-    generator: torch.Generator, text: int, token: int, dim: int, self_term: str = "exclude"
+    generator: torch.Generator, text: int, token: int, dim: int, self_term: str = "exclude", **config: Any
 ) -> MatchingHead:
     clip = {"projection_dim": text, "text_config": {"hidden_size": token, "num_attention_heads": 1}}
-    head = MatchingHead(ClipNDConfig(clip, head="matching", matching_dim=dim, contrastive_self=self_term))
+    head = MatchingHead(ClipNDConfig(clip, head="matching", matching_dim=dim, contrastive_self=self_term, **config))
     with torch.no_grad():
         for parameter in head.parameters():
             parameter.copy_(0.7 * torch.randn(parameter.shape, generator=generator))
@@ -213,26 +240,50 @@ def random_features(
     )
 
 
+INPUTS = ("text_cls", "text_tokens", "image_cls", "image_tokens")
 small = st.integers(1, 4)
 widths = st.integers(2, 5)
 
 
+CONFIGS: list[dict[str, Any]] = [
+    {},
+    {"matching_direction": "bidirectional"},
+    {"mask_padding": False},
+    {"matching_direction": "bidirectional", "mask_padding": False},
+]
+configs = pytest.mark.parametrize("config", CONFIGS, ids=["one", "both", "one-unmasked", "both-unmasked"])
+
+
+@configs
 @settings(deadline=None, max_examples=25)
-@given(st.integers(0, 10**6), small, small, st.tuples(small, small), small, st.tuples(widths, widths, widths))
-def test_scores_are_the_formulas_pair_by_pair(seed, mentions, entities, tokens, patches, sizes):
+@given(
+    seed=st.integers(0, 10**6),
+    rows=st.tuples(small, small),
+    tokens=st.tuples(small, small),
+    patches=small,
+    sizes=st.tuples(widths, widths, widths),
+)
+def test_scores_are_the_formulas_pair_by_pair(config, seed, rows, tokens, patches, sizes):
     generator = torch.Generator().manual_seed(seed)
-    head = random_head(generator, *sizes)
-    m = random_features(generator, mentions, tokens[0], patches, *sizes)
-    e = random_features(generator, entities, tokens[1], patches, *sizes)
+    if "matching_direction" in config:
+        sizes = (sizes[0], sizes[0], sizes[2])
+    head = random_head(generator, *sizes, **config)
+    m = random_features(generator, rows[0], tokens[0], patches, *sizes)
+    e = random_features(generator, rows[1], tokens[1], patches, *sizes)
     with torch.no_grad():
         scores = head(m, e)
-        for b in range(mentions):
-            for n in range(entities):
-                expected = slow_branches(head, m, b, e, n)
-                mean = sum(expected.values()) / len(expected) if expected else -math.inf
-                assert scores.total[b, n].item() == pytest.approx(mean, rel=1e-4, abs=1e-4)
-                for name, branch in scores.branches.items():
-                    assert branch[b, n].item() == pytest.approx(expected.get(name, -math.inf), rel=1e-4, abs=1e-4)
+        assert tuple(scores.branches) == ("text", "image", *head.cross.branches)
+        for b, n in np.ndindex(*rows):
+            expected = slow_branches(head, m, b, e, n)
+            mean = sum(expected.values()) / len(expected) if expected else -math.inf
+            assert scores.total[b, n].item() == pytest.approx(mean, rel=1e-4, abs=1e-4)
+            for name, branch in scores.branches.items():
+                assert branch[b, n].item() == pytest.approx(expected.get(name, -math.inf), rel=1e-4, abs=1e-4)
+
+
+def test_the_bidirectional_form_needs_texts_as_wide_as_their_tokens():
+    with pytest.raises(ValueError, match=r"text vectors \(3 wide\) and text tokens \(4 wide\)"):
+        random_head(torch.Generator(), 3, 4, 5, matching_direction="bidirectional")
 
 
 def slow_contrastive(one: Tensor, other: Tensor, self_term: str) -> float:
@@ -321,6 +372,43 @@ def test_what_is_absent_gets_no_gradient_and_what_is_padded_neither():
         assert not gradient[~present].any()
         assert all(row.any() for row in gradient[present])
     assert not side.text_tokens.grad[~mask].any()
+
+
+PRESENCE = list(product((True, False), repeat=2))
+
+
+def one_of(side: Features, row: int, spare: int) -> Features:
+    """A row as a batch of its own, its text padded by ``spare`` tokens."""
+    length = int(side.text_mask[row].sum())
+    alone = change(side, lambda name, value: value[row : row + 1, :length] if "text_" in name else value[row : row + 1])
+    cls = side.text_cls[row : row + 1]
+    tokens, mask = F.pad(alone.text_tokens, (0, 0, 0, spare), value=3.0), F.pad(alone.text_mask, (0, spare))
+    return replace(alone, text_cls=cls, text_tokens=tokens, text_mask=mask)
+
+
+@pytest.mark.parametrize("direction", ["unidirectional", "bidirectional"])
+@settings(deadline=None, max_examples=20)
+@given(seed=st.integers(0, 10**6), mentions=st.integers(1, 6), entities=st.integers(1, 50), spare=st.integers(0, 5))
+def test_a_pair_of_any_presence_scores_in_a_mixed_batch_as_it_does_alone(direction, seed, mentions, entities, spare):
+    generator = torch.Generator().manual_seed(seed)
+    head = random_head(generator, 4, 4, 5, matching_direction=direction)
+    m, e = random_features(generator, mentions, 5, 3, 4, 4, 5), random_features(generator, entities, 7, 3, 4, 4, 5)
+    for side, first in ((m, seed), (e, seed // 4)):  # whatever the seed, all 16 combinations come up
+        kinds = torch.tensor([PRESENCE[(first + row) % 4] for row in range(len(side.has_text))])
+        side.has_text, side.has_image = kinds.unbind(1)
+    inputs = [getattr(side, name).requires_grad_() for side in (m, e) for name in INPUTS]
+    scores = head(m, e)
+    assert not any(branch.isnan().any() for branch in (scores.total, *scores.branches.values()))
+    shown = scores.total.isfinite()
+    loss = scores.total[shown].sum() + sum(branch[branch.isfinite()].sum() for branch in scores.branches.values())
+    for gradient in torch.autograd.grad(loss, [*inputs, *head.parameters()], allow_unused=True):
+        assert gradient is None or gradient.isfinite().all()
+    for b, n in {(row % mentions, row * 7 % entities) for row in range(12)}:
+        alone = head(one_of(m, b, spare), one_of(e, n, 5 - spare))
+        tolerance = {"rel": 1e-5, "abs": 2e-5}  # scores of these heads reach 100
+        assert scores.total[b, n].item() == pytest.approx(alone.total.item(), **tolerance)
+        for name, branch in scores.branches.items():
+            assert branch[b, n].item() == pytest.approx(alone.branches[name].item(), **tolerance)
 
 
 @settings(deadline=None, max_examples=25)

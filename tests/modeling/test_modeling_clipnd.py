@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -13,19 +14,43 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 from transformers import AutoModel, AutoProcessor, BertConfig, CLIPConfig, CLIPModel, CLIPProcessor
 
 from m3el_hf import TASKS, ClipNDConfig, ClipNDModel, ClipNDProcessor
-from m3el_hf.modeling.modeling_clipnd import Encoded
+from m3el_hf.modeling import fingerprint_clipnd
+from m3el_hf.modeling.encoded_clipnd import Encoded, MatchingEntities, MatchingMentions
+from m3el_hf.modeling.matching_clipnd import Features
 from tests.conftest import tiny_model
 from tests.modeling.test_matching_clipnd import slow_contrastive
+
+HEADS: dict[str, dict[str, Any]] = {
+    "clip": {"head": "clip"},
+    "pooled": {"head": "pooled"},
+    "unidirectional": {"head": "matching"},
+    "bidirectional": {"head": "matching", "matching_direction": "bidirectional"},
+}
 
 Item = tuple[str | None, str | None, Image.Image | None]
 View = tuple[bool, bool, bool, bool]
 
 ALL: View = (True, True, True, True)
+
+
+def headed(processor: ClipNDProcessor, head: str, seed: int = 0, **config: Any) -> ClipNDModel:
+    """A tiny random model of an entry of `HEADS`."""
+    torch.manual_seed(seed)
+    tokenizer = processor.tokenizer
+    settings = HEADS[head] | config
+    return ClipNDModel(ClipNDConfig.tiny(len(tokenizer), tokenizer.eos_token_id, width=32, **settings)).eval()
+
+
+@pytest.fixture(params=HEADS)
+def model(request: pytest.FixtureRequest, processor: ClipNDProcessor) -> ClipNDModel:
+    return headed(processor, request.param)
 
 
 def picture(seed: int) -> Image.Image:
@@ -117,9 +142,9 @@ def test_padding_changes_nothing(model, processor, padding):
         "attention_mask": torch.nn.functional.pad(prepared["attention_mask"], (0, padding)),
     }
     with torch.no_grad():
-        entities = model.encode_entities(**prepare(processor.entities, ENTITIES))
+        mentions, entities = encode_all(model, processor)
         scores = [model.score(model.encode_mentions(**one), entities).total for one in (prepared, longer)]
-        turned = [model.score(entities, model.encode_entities(**one)).total for one in (prepared, longer)]
+        turned = [model.score(mentions, model.encode_entities(**one)).total for one in (prepared, longer)]
     torch.testing.assert_close(scores[1], scores[0], rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(turned[1], turned[0], rtol=1e-5, atol=1e-5)
 
@@ -142,8 +167,8 @@ def test_a_tower_that_no_row_needs_does_not_run(model, processor, monkeypatch, t
     hidden = everything | {"has_text": everything["has_text"] & text, "has_image": everything["has_image"] & image}
     with torch.no_grad():
         scores = [
-            model.score(encoded, encoded).total
-            for encoded in (model.encode_mentions(**one) for one in (prepare(processor.mentions, items), hidden))
+            model.score(model.encode_mentions(**one), model.encode_entities(**one)).total
+            for one in (prepare(processor.mentions, items), hidden)
         ]
     torch.testing.assert_close(scores[1], scores[0], rtol=1e-5, atol=1e-5)
 
@@ -212,14 +237,288 @@ def test_the_matching_head_is_given_what_its_paper_encodes(processor):
         unit = image / image.norm(dim=1, keepdim=True)
         expected = {
             "text": text / text.norm(dim=1, keepdim=True),
-            "text_tokens": words.last_hidden_state,
             "text_mask": prepared["attention_mask"].bool(),
             "image": unit,
             "image_cls": model.image_cls_fc(unit),
-            "image_tokens": model.image_tokens_fc(patches),
         }
+        head = model.matching
+        for kind, tokens in (("text", words.last_hidden_state), ("image", model.image_tokens_fc(patches))):
+            tokens = getattr(head, f"{kind}_tokens_layernorm")(tokens)
+            expected[f"{kind}_keys"] = getattr(head, kind).fc_key(tokens)
+            expected[f"{kind}_values"] = getattr(head, kind).fc_value(tokens)
     for name, value in expected.items():
         torch.testing.assert_close(getattr(encoded, name), value, rtol=1e-5, atol=1e-5)
+
+
+def test_a_side_of_the_pooled_head_is_the_unit_sum_of_what_it_pools(processor):
+    model = headed(processor, "pooled")
+    prepared = prepare(processor.mentions, MENTIONS)
+    with torch.no_grad():
+        encoded, entities = encode_all(model, processor)
+        words = model.clip.text_model(prepared["input_ids"], prepared["attention_mask"]).last_hidden_state
+        patches = model.clip.vision_model(prepared["pixel_values"]).last_hidden_state
+        text = model.pooling.pool_text(words, prepared["attention_mask"].bool())
+        image = model.pooling.pool_image(patches)
+        sides = text + image
+        torch.testing.assert_close(encoded.fused, sides / sides.norm(dim=1, keepdim=True))
+        assert encoded.fused.shape == (3, model.config.matching_dim)
+        cosine = encoded.fused @ entities.fused.T
+        scale = model.clip.logit_scale.exp()
+        torch.testing.assert_close(model.score(encoded, entities).total, scale * cosine)
+
+
+@pytest.mark.parametrize("head", ["unidirectional", "bidirectional", "pooled"])
+def test_padding_counts_only_where_the_configuration_says_so(processor, head):
+    model = headed(processor, head, mask_padding=False)
+    one, other = (
+        model.encode_mentions(**processor.mentions(names)) for names in (["Kansas"], ["Kansas", "a longer name by far"])
+    )
+    entities = model.encode_entities(**prepare(processor.entities, ENTITIES))
+    with torch.no_grad():
+        short, padded = model.score(one, entities).total, model.score(other, entities).total[:1]
+    assert (short - padded).abs().max() > 1e-4
+
+
+# What is kept of a side.
+
+WIDE = {"projection_dim": 512, "text_config": {"hidden_size": 512, "num_attention_heads": 8}}
+
+
+def full_size(direction: str, mentions: int, entities: int) -> tuple[ClipNDModel, MatchingMentions, MatchingEntities]:
+    """Random features of ViT-B/32's sizes, which a hull of a model scores: towers of one narrow layer each."""
+    torch.manual_seed(0)
+    tower = {"num_hidden_layers": 1, "intermediate_size": 8}
+    clip = WIDE | {"text_config": WIDE["text_config"] | tower, "vision_config": tower}
+    model = ClipNDModel(ClipNDConfig(clip, head="matching", matching_direction=direction)).eval()
+    sides = []
+    for rows, encode in ((mentions, model.matching.mentions), (entities, model.matching.entities)):
+        present = torch.ones(rows, dtype=torch.bool)
+        features = Features(
+            torch.nn.functional.normalize(torch.randn(rows, 512), dim=-1),
+            torch.randn(rows, 40, 512),
+            torch.arange(40) < torch.randint(5, 41, (rows, 1)),
+            torch.randn(rows, 96),
+            torch.randn(rows, 50, 96),
+            present,
+            present,
+        )
+        unit = torch.nn.functional.normalize(torch.randn(rows, 512), dim=-1)
+        with torch.no_grad():
+            sides.append(replace(encode(features), image=unit))
+    return model, *sides
+
+
+@pytest.mark.parametrize("direction", ["unidirectional", "bidirectional"])
+def test_a_cached_entity_is_small_and_ranks_as_it_did(direction):
+    model, mentions, entities = full_size(direction, 100, 200)
+    kept = entities.to(dtype=torch.float16)
+    assert kept.bytes_per_row <= 21_000
+    assert kept.has_text.dtype == kept.text_mask.dtype == torch.bool
+    with torch.no_grad():
+        exact, rounded = (model.score(mentions, one).total for one in (entities, kept))
+    assert rounded.dtype == torch.float32
+    best, found = (one.topk(10).indices.sort().values for one in (exact, rounded))
+    assert (best == found).all(1).float().mean() >= 0.99
+
+
+def test_rows_and_types_of_all_that_is_kept_go_together(model, processor):
+    mentions, _ = encode_all(model, processor)
+    part = mentions.to("cpu", torch.float64)[torch.tensor([2, 0])].show(image=False)
+    assert type(part) is type(mentions) and part.fingerprint == mentions.fingerprint and len(part) == 2
+    for name, value in part.tensors().items():
+        expected = getattr(mentions, name)[[2, 0]]
+        assert torch.equal(value, torch.zeros(2, dtype=torch.bool) if name == "has_image" else expected.to(value.dtype))
+        assert value.dtype == (torch.float64 if expected.is_floating_point() else expected.dtype)
+    assert mentions.bytes_per_row * 3 == sum(value.nbytes for value in mentions.tensors().values())
+
+
+def test_joined_parts_score_as_they_do_apart(model, processor):
+    items = [*ENTITIES, only(ENTITIES[0], True, False), only(ENTITIES[1], False, True)]
+    with torch.no_grad():
+        mentions, _ = encode_all(model, processor)
+        parts = [model.encode_entities(**prepare(processor.entities, [item])) for item in items]
+        apart = torch.cat([model.score(mentions, part).total for part in parts], 1)
+        joined = parts[0].join(parts)
+        assert type(joined) is type(parts[0]) and len(joined) == 6
+        torch.testing.assert_close(model.score(mentions, joined).total, apart, rtol=1e-5, atol=1e-5)
+
+
+def test_no_rows_have_no_scores(model, processor):
+    with torch.no_grad():
+        mentions, entities = encode_all(model, processor)
+        for m, e in ((slice(0, 0), slice(0, 4)), (slice(0, 3), slice(0, 0)), (slice(0, 0), slice(0, 0))):
+            shape = (len(mentions[m]), len(entities[e]))
+            assert model.score(mentions[m], entities[e]).total.shape == shape
+            assert [one.shape for one in model.score_factorised(mentions[m], entities[e])] == [shape, shape]
+
+
+def test_parts_of_other_weights_or_none_cannot_be_joined(model, processor):
+    mentions, entities = encode_all(model, processor)
+    with pytest.raises(ValueError, match="nothing to join"):
+        mentions.join([])
+    with pytest.raises(ValueError, match="different weights"):
+        entities.join([entities, replace(entities, fingerprint="another")])
+
+
+# The bound.
+
+
+def scaled(model: ClipNDModel, seed: int) -> None:
+    """Weights of any size, so that no term is too small to be seen."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, one in model.named_parameters():
+            if name.startswith("matching."):
+                one.copy_(torch.randn(one.shape, generator=generator) * (1 + seed % 3) / one.shape[-1] ** 0.5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("head", HEADS)
+@settings(deadline=None, max_examples=15)
+@given(seed=st.integers(0, 10**6))
+def test_the_exact_score_is_within_the_bound_of_the_factorised(processor, dtype, head, seed):
+    model = headed(processor, head)
+    scaled(model, seed)
+    shown = torch.rand(4, 4, generator=torch.Generator().manual_seed(seed)) < 0.7
+    with torch.no_grad():
+        mentions, entities = encode_all(model, processor)
+        mentions = mentions.to(dtype=dtype).show(shown[0, :3], shown[1, :3])
+        entities = entities.to(dtype=dtype).show(shown[2], shown[3])
+        exact = model.score(mentions, entities)
+        factorised, bound = model.score_factorised(mentions, entities)
+    assert bound.shape == factorised.shape == exact.total.shape and (bound >= 0).all()
+    able = exact.total.isfinite()
+    assert torch.equal(able, factorised.isfinite())
+    assert ((exact.total - factorised).abs()[able] <= bound[able]).all()
+    by_clip = able if "clip" not in exact.branches else exact.branches["clip"].isfinite()
+    if model.config.head == "matching":
+        assert (bound[able & ~by_clip] > 0).all()
+    assert not bound[by_clip].any()
+
+
+@pytest.mark.parametrize("head", ["unidirectional", "bidirectional"])
+def test_the_bound_is_the_formula(processor, head):
+    model = headed(processor, head)
+    scaled(model, 5)
+    with torch.no_grad():
+        mentions, entities = encode_all(model, processor)
+        bound = model.score_factorised(mentions, entities)[1]
+        for n in range(4):
+            lengths = []
+            for module, q in (
+                (model.matching.text, entities.text_global),
+                (model.matching.image, entities.image_global),
+            ):
+                product = module.layer_norm.weight * q[n]
+                lengths.append((product - product.mean()).norm() * math.sqrt(len(product)) / 2)
+            expected = sum(lengths).item() / len(model.matching.cross.branches + ("text", "image"))
+            assert bound[:, n].tolist() == pytest.approx([expected] * 3, rel=1e-3)
+
+
+def test_mixed_precision_scores_in_full(processor):
+    """Encoders and projections run in bf16, scores and the contrastive loss on what they give in fp32."""
+    for head in HEADS:
+        model = headed(processor, head)
+        with torch.no_grad():
+            with torch.autocast("cpu", torch.bfloat16):
+                mentions, entities = encode_all(model, processor)
+                mixed = model.score(mentions, entities).total
+                losses = [model.matching.contrastive_loss(entities[:3], mentions)] if "directional" in head else []
+            torch.testing.assert_close(mixed, model.score(mentions, entities).total, rtol=0, atol=0)
+            for loss in losses:
+                torch.testing.assert_close(
+                    loss, model.matching.contrastive_loss(entities[:3], mentions), rtol=0, atol=0
+                )
+
+
+# Which weights encoded it.
+
+
+def test_what_other_weights_encoded_is_refused(model, processor):
+    mentions, entities = encode_all(model, processor)
+    assert mentions.fingerprint is not None
+    weight = next(one for name, one in model.named_parameters() if name.endswith("fc1.weight"))
+    with torch.no_grad():
+        weight[0, 0] += 1e-3
+    for score in (model.score, model.score_factorised):
+        with pytest.raises(ValueError, match="encoded by other weights .* encode them again"):
+            score(mentions, entities)
+        with pytest.raises(ValueError, match="encoded by other weights"):
+            score(model.encode_mentions(**prepare(processor.mentions, MENTIONS)), entities)
+    model.score(*encode_all(model, processor))
+
+
+def test_equal_weights_have_equal_fingerprints_wherever_they_come_from(model, processor, tmp_path):
+    mentions, entities = encode_all(model, processor)
+    model.save_pretrained(tmp_path)
+    loaded = ClipNDModel.from_pretrained(tmp_path)
+    other_mentions, other_entities = encode_all(loaded, processor)
+    assert mentions.fingerprint == other_mentions.fingerprint == other_entities.fingerprint
+    loaded.score(mentions, other_entities)
+    with torch.no_grad():
+        loaded.clip.logit_scale.fill_(1.0)  # which encoding does not read
+    loaded.score(mentions, entities)
+
+
+def test_training_computes_no_fingerprint(model, processor, monkeypatch):
+    monkeypatch.setattr(fingerprint_clipnd, "_digest", lambda _: pytest.fail("costs time at each step"))
+    model.train()
+    mentions, entities = encode_all(model, processor)
+    assert mentions.fingerprint is None
+    model.score(mentions, entities)
+    model(**forward_inputs(processor, TASK_ROWS), labels=LABELS)
+
+
+def test_a_fingerprint_is_computed_once(model, processor, monkeypatch):
+    computed = []
+    digest = fingerprint_clipnd._digest
+    monkeypatch.setattr(fingerprint_clipnd, "_digest", lambda weights: computed.append(1) or digest(weights))
+    model.score(*encode_all(model, processor))
+    model.score(*encode_all(model, processor))
+    assert len(computed) == 1
+
+
+# Bad input.
+
+
+@pytest.mark.parametrize("side", ["mentions", "entities"])
+def test_arguments_of_different_lengths_or_devices_are_named(model, processor, side):
+    encode, prepared = getattr(model, f"encode_{side}"), prepare(getattr(processor, side), MENTIONS)
+    with pytest.raises(ValueError, match="the same rows: input_ids 3, attention_mask 3, pixel_values 3, has_text 2"):
+        encode(**prepared | {"has_text": prepared["has_text"][:2]})
+    with pytest.raises(ValueError, match="the same devices: .*pixel_values meta"):
+        encode(**prepared | {"pixel_values": prepared["pixel_values"].to("meta")})
+
+
+@pytest.mark.parametrize("name", ["input_ids", "attention_mask", "pixel_values"])
+def test_what_rows_are_said_to_have_must_be_given(model, processor, name):
+    prepared = prepare(processor.mentions, MENTIONS)
+    with pytest.raises(ValueError, match=f"rows have one, but {name} is None"):
+        model.encode_mentions(**prepared | {name: None})
+
+
+def test_sides_on_different_devices_are_refused(model, processor):
+    mentions, entities = encode_all(model, processor)
+    with pytest.raises(
+        ValueError, match=r"mentions lie on cpu, entities on meta: move one of them with \.to\(device\)"
+    ):
+        model.score(mentions, entities.to("meta"))
+
+
+def test_sides_in_the_wrong_order_are_refused(processor):
+    model = headed(processor, "unidirectional")
+    mentions, entities = encode_all(model, processor)
+    with pytest.raises(ValueError, match="in this order"):
+        model.score(entities, mentions)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [([0, 1], "2 labels for 3 mentions"), ([0, 4, 1], "label 4 of mention 1 is no index of the 4"), ([0, 1, -1], "-1")],
+)
+def test_labels_that_cannot_be_are_named(model, processor, labels, message):
+    with pytest.raises(ValueError, match=message):
+        model(**forward_inputs(processor, TASK_ROWS), labels=torch.tensor(labels))
 
 
 # Training.
@@ -271,7 +570,7 @@ def slow_branch_losses(model, processor, task_rows: list[tuple[int, str]], label
     """Each branch's cross-entropy, over the rows whose gold it can score."""
     mentions, entities = encode_all(model, processor)
     total = 0.0
-    for name in ("text", "image", "cross"):
+    for name in ("text", "image", *model.matching.cross.branches):
         rows, golds = [], []
         for mention, task in task_rows:
             view, gold = view_of(task), labels[mention].item()
@@ -368,8 +667,8 @@ for folder in folders:
 """
 
 
-def save_both(processor: ClipNDProcessor, folder: Path) -> dict[str, ClipNDModel]:
-    models = {head: tiny_model(processor, head) for head in ("clip", "matching")}
+def save_all(processor: ClipNDProcessor, folder: Path) -> dict[str, ClipNDModel]:
+    models = {head: headed(processor, head) for head in HEADS}
     for head, model in models.items():
         model.save_pretrained(folder / head)
         processor.save_pretrained(folder / head)
@@ -391,18 +690,29 @@ def picture_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_saved_model_scores_the_same_when_it_is_loaded(processor, picture_file, tmp_path):
-    for head, model in save_both(processor, tmp_path).items():
+    for head, model in save_all(processor, tmp_path).items():
         folder = tmp_path / head
         loaded, loaded_processor = AutoModel.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
         assert type(loaded) is ClipNDModel and type(loaded_processor) is ClipNDProcessor
         assert not loaded.training
-        assert (loaded.config.head, loaded.config.matching_dim) == (head, model.config.matching_dim)
+        for name in ("head", "matching_dim", "matching_direction"):
+            assert getattr(loaded.config, name) == getattr(model.config, name)
         expected = scores_of(model, processor, picture_file)
         np.testing.assert_allclose(scores_of(loaded, loaded_processor, picture_file), expected, rtol=1e-5)
 
 
+def test_a_saved_model_can_be_placed_automatically_and_in_half_precision(processor, picture_file, tmp_path):
+    for head, model in save_all(processor, tmp_path).items():
+        expected = scores_of(model, processor, picture_file)
+        placed = ClipNDModel.from_pretrained(tmp_path / head, device_map="auto")
+        np.testing.assert_allclose(scores_of(placed, processor, picture_file), expected, rtol=1e-5)
+        half = ClipNDModel.from_pretrained(tmp_path / head, dtype=torch.bfloat16)
+        assert {one.dtype for one in half.parameters()} == {torch.bfloat16}
+        np.testing.assert_allclose(scores_of(half, processor, picture_file), expected, rtol=0.1, atol=0.5)
+
+
 def test_a_saved_model_scores_the_same_where_the_package_is_absent(processor, picture_file, tmp_path):
-    models = save_both(processor, tmp_path)
+    models = save_all(processor, tmp_path)
     command = [sys.executable, "-c", REMOTE, str(picture_file), *(str(tmp_path / head) for head in models)]
     environment = os.environ | {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path)

@@ -1,0 +1,48 @@
+"""A short name of a model's weights, to tell what other weights encoded. Flat file: it travels to the Hub."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+class Fingerprint:
+    """Computes a module's fingerprint, and again only once a weight was replaced or changed in place.
+
+    Each weight's bits are summed as integers, where it lies: sums of integers do not depend on their order, so the same
+    weights have the same fingerprint on every device. A change through ``.data`` goes unnoticed.
+    """
+
+    def __init__(self) -> None:
+        self._state: tuple[tuple[int, int], ...] | None = None
+        self._value: str | None = None
+
+    @torch.compiler.disable
+    def of(self, module: nn.Module) -> str | None:
+        """Returns 16 hexadecimal digits; None where weights are not at hand (they lie on the meta device)."""
+        # Encoding does not read CLIP's scale: it may change.
+        weights = {name: one for name, one in module.named_parameters() if not name.endswith("logit_scale")}
+        if any(one.is_meta for one in weights.values()):
+            return None
+        state = tuple((one.data_ptr(), 0 if one.is_inference() else one._version) for one in weights.values())
+        if state != self._state:
+            self._value, self._state = _digest(weights), state
+        return self._value
+
+
+@torch.no_grad()
+def _digest(weights: Mapping[str, Tensor]) -> str:
+    sums = [one.detach().view(_INTEGERS[one.element_size()]).sum(dtype=torch.int64) for one in weights.values()]
+    numbers = [one.tolist() for one in _gathered(sums)]
+    described = [(name, list(one.shape), number) for (name, one), number in zip(weights.items(), numbers, strict=True)]
+    return hashlib.blake2b(repr(described).encode(), digest_size=8).hexdigest()
+
+
+def _gathered(sums: list[Tensor]) -> Tensor:
+    """All in one tensor: one wait for the accelerator, not one a weight."""
+    return torch.stack([one.to(sums[0].device) for one in sums]).cpu()
