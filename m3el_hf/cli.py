@@ -75,7 +75,7 @@ def _add_quickstart(commands: Any) -> None:
     parser.add_argument("--output", type=Path, default=Path("runs/quickstart"), help="folder for all that is written")
     parser.add_argument("--minutes", type=float, default=4.0, help="about how long it may take in all")
     parser.add_argument("--base", help="a CLIP to start from, folder or Hub id; default: a tiny one from scratch")
-    parser.add_argument("--head", choices=("clip", "matching"), default="clip", help="how pairs are scored")
+    parser.add_argument("--head", choices=("clip", "matching", "pooled"), default="clip", help="how pairs are scored")
     parser.add_argument("--lora", action="store_true", help="train adapters instead of all weights")
     parser.add_argument("--seed", type=int, default=0, help="seeds splits, order, draws and weights")
 
@@ -228,7 +228,7 @@ def _add_train(commands: Any) -> None:
     parser = _command(commands, "train", "train a model on a built dataset", _train)
     parser.add_argument("--data", required=True, help="folder or Hub id of a built dataset")
     parser.add_argument("--base", help="a CLIP to start from, folder or Hub id; default: a tiny one from scratch")
-    parser.add_argument("--head", choices=("clip", "matching"), default="clip", help="how pairs are scored")
+    parser.add_argument("--head", choices=("clip", "matching", "pooled"), default="clip", help="how pairs are scored")
     for field in fields(TrainingArguments):
         flag, help_text = "--" + field.name.replace("_", "-"), field.metadata["help"]
         if isinstance(field.default, bool):

@@ -11,7 +11,7 @@ TARGETS = r".*\.(text_model|vision_model)\..*\.(q_proj|k_proj|v_proj|out_proj|fc
 
 
 def add_lora(model: ClipNDModel, *, rank: int = 8, alpha: int = 16, dropout: float = 0.0) -> PeftModel:
-    """Freezes the model but for its projections and matching head, and adds adapters to both towers.
+    """Freezes the model but for its projections and its head, and adds adapters to both towers.
 
     Args:
         model: The model; it is changed in place.
@@ -22,6 +22,8 @@ def add_lora(model: ClipNDModel, *, rank: int = 8, alpha: int = 16, dropout: flo
     whole = ["text_projection", "visual_projection"]
     if model.config.head == "matching":
         whole += ["matching", "image_cls_fc", "image_tokens_fc"]
+    if model.config.head == "pooled":
+        whole += ["pooling"]
     return get_peft_model(
         model,
         LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=TARGETS, modules_to_save=whole),
