@@ -4,9 +4,13 @@ Splitting by the gold alone misleads: a held-out gold then stands in training as
 that it never is the answer. Rows therefore stay together when they share a gold, a sentence, a mention picture or, as
 far as groups stay small, a candidate.
 
+Where shared candidates tie too many rows together (nearly all, where distractors are drawn from similar names), the
+rows are cut into neighbourhoods: each takes the least hash of a name at most `ROUNDS` shared candidates away. To join
+rows until groups are full leaves somewhat fewer candidates shared, but one new row can then move thousands.
+
 A group's place is a hash of its name, its name that of one of its golds, and nothing depends on where in the source a
-row stands. Rows that are added later thus leave nearly all others where they are, unless they tie groups together, as
-they do where many rows share candidates. `m3el_hf.data.previous` keeps a published version's splits in any case.
+row stands or on what stands far from it. Rows that are added later thus leave nearly all others where they are.
+`m3el_hf.data.previous` keeps a published version's splits in any case.
 
 A row whose split is given (released, or kept from an earlier version) takes along those with its gold, sentence or
 picture, and no others: shared candidates would draw nearly every new row into the splits of the old ones.
@@ -28,7 +32,10 @@ from numpy.typing import NDArray
 from m3el_hf.data.schema import NIL, SPLITS, Record
 
 MAX_GROUP_SHARE = 0.05
-"""A group that shared candidates would grow beyond this share of the rows to be split is not joined further."""
+"""Shared candidates make no group of more than this share of the rows to be split."""
+
+ROUNDS = 3
+"""A neighbourhood reaches over this many shared candidates, or fewer where it would get too large."""
 
 HELD_OUT_SHARE = 0.1
 """Share of a topic's rows that test and validation get, each."""
@@ -41,11 +48,10 @@ _END = 4096  # bytes
 
 
 class _Groups:
-    """Disjoint sets of row indices with their sizes."""
+    """Disjoint sets of row indices."""
 
     def __init__(self, size: int) -> None:
         self._parent = list(range(size))
-        self._size = [1] * size
 
     def find(self, row: int) -> int:
         while self._parent[row] != row:
@@ -53,16 +59,14 @@ class _Groups:
             row = self._parent[row]
         return row
 
-    def join(self, rows: Iterable[int], limit: int | None = None) -> None:
-        """Joins the groups of all these rows, unless the result would exceed ``limit`` rows."""
-        roots = {self.find(row) for row in rows}
-        total = sum(self._size[root] for root in roots)
-        if limit is not None and total > limit:
-            return
-        first, *others = sorted(roots)
+    def join(self, rows: Iterable[int]) -> None:
+        first, *others = sorted({self.find(row) for row in rows})
         for root in others:
             self._parent[root] = first
-        self._size[first] = total
+
+    def roots(self) -> NDArray[np.int64]:
+        """The first row of each row's group."""
+        return np.array([self.find(row) for row in range(len(self._parent))], np.int64)
 
 
 class _Keys:
@@ -83,15 +87,13 @@ class _Keys:
         """The keys ``[K]`` and the row of each ``[K]``."""
         return np.array(self._keys, np.uint64), np.array(self._rows, np.uint32)
 
-    def shared(self) -> Iterator[list[int]]:
-        """Yields the rows of each key that several rows have, the rarest key first."""
+    def shared(self, most: int | None = None) -> Iterator[NDArray[np.uint32]]:
+        """Yields the rows of each key that at least two rows have, and at most ``most``."""
         keys, rows = self.table
         order = np.argsort(keys, kind="stable")
-        starts = np.flatnonzero(np.diff(keys[order], prepend=keys[order][:1] + 1))
-        sizes = np.diff(starts, append=len(keys))
-        for run in np.argsort(sizes, kind="stable"):
-            if sizes[run] > 1:
-                yield rows[order[starts[run] : starts[run] + sizes[run]]].tolist()
+        for run in np.split(rows[order], np.flatnonzero(np.diff(keys[order])) + 1):
+            if 1 < len(run) and (most is None or len(run) <= most):
+                yield run
 
 
 class Grouping:
@@ -127,22 +129,50 @@ class Grouping:
         """Returns the name of each record's group: of all its golds (NIL: what is said) the one of the least hash.
 
         Shared golds, sentences and mention pictures always join. Shared candidates join rows whose split is still to be
-        chosen, rarest entity first, while the group stays within `MAX_GROUP_SHARE` of these: a few entities that
-        stand in very many rows would otherwise tie nearly everything into one group.
+        chosen: all that hang together, if these are at most `MAX_GROUP_SHARE` of them, else neighbourhoods.
         """
-        groups = _Groups(len(self))
+        ties = _Groups(len(self))
         for rows in self._ties.shared():
-            groups.join(rows)
-        given = {groups.find(row) for row, split in enumerate(self.released) if split is not None}
-        limit = max(1, int(MAX_GROUP_SHARE * self.released.count(None)))
-        for rows in self._candidates.shared():
-            if free := [row for row in rows if groups.find(row) not in given]:
-                groups.join(free, limit)
-        members = defaultdict(set)
-        for row, name in enumerate(self._names):
-            members[groups.find(row)].add(name)
-        named = {root: min(names, key=lambda name: _place(name, "name")) for root, names in members.items()}
-        return [named[groups.find(row)] for row in range(len(self))]
+            ties.join(rows)
+        tied = ties.roots()
+        is_given = np.zeros(len(self), bool)
+        is_given[tied[[row for row, split in enumerate(self.released) if split is not None]]] = True
+        free = ~is_given[tied]
+        groups = self._join_neighbours(tied, free, limit=max(1, int(MAX_GROUP_SHARE * self.released.count(None))))
+        members: dict[int, set[str]] = defaultdict(set)
+        for name, group in zip(self._names, groups, strict=True):
+            members[group].add(name)
+        named = {group: min(names, key=_rank) for group, names in members.items()}
+        return [named[group] for group in groups]
+
+    def _join_neighbours(self, tied: NDArray[np.int64], free: NDArray[np.bool_], limit: int) -> list[int]:
+        """Joins the groups ``tied`` ``[N]`` of the rows that are ``free`` ``[N]``; returns a number of each group."""
+        shared = [run for rows in self._candidates.shared(limit) if len(run := np.unique(tied[rows[free[rows]]])) > 1]
+        whole = _Groups(len(self))
+        for rows in shared:
+            whole.join(rows)
+        result, left = tied.copy(), free
+        for depth, labels in enumerate((whole.roots()[tied], *self._neighbourhoods(tied, shared)), start=1):
+            small = left & (np.bincount(labels[left], minlength=len(self))[labels] <= limit)
+            result[small] = labels[small] + depth * len(self)
+            left = left & ~small
+        return result.tolist()
+
+    def _neighbourhoods(self, tied: NDArray[np.int64], shared: list[NDArray[np.int64]]) -> list[NDArray[np.int64]]:
+        """The neighbourhood of each row, named after a row in it or beside it, from the widest to the narrowest."""
+        order = np.array(sorted(range(len(self)), key=lambda row: _rank(self._names[row])), np.int64)
+        label = np.empty(len(self), np.int64)
+        label[order] = np.arange(len(self))
+        np.minimum.at(label, tied, label.copy())
+        run = np.repeat(np.arange(len(shared)), [len(rows) for rows in shared])
+        rows = np.concatenate([*shared, np.empty(0, np.int64)])
+        result: list[NDArray[np.int64]] = []
+        for _ in range(ROUNDS):
+            least = np.full(len(shared), len(self))
+            np.minimum.at(least, run, label[rows])
+            np.minimum.at(label, rows, least[run])
+            result.insert(0, label[tied])
+        return result
 
     def shared_candidates(self, splits: Sequence[str]) -> dict[str, int]:
         """Counts, for validation and test, the rows of which some candidate also stands in a training row."""
@@ -240,3 +270,7 @@ def _nearest(distance: dict[str, float], sizes: Counter[str], target: float) -> 
 def _place(name: str, salt: str) -> float:
     """A number in [0, 1) that depends on the name and the salt alone."""
     return int.from_bytes(hashlib.sha256(f"{salt}:{name}".encode()).digest()[:8]) / 2**64
+
+
+def _rank(name: str) -> float:
+    return _place(name, "name")

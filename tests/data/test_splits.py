@@ -7,13 +7,14 @@ from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from m3el_hf.data.collection import Collection, collect
 from m3el_hf.data.schema import NIL, SPLITS, Entity, Picture, Record
-from m3el_hf.data.splits import MAX_GROUP_SHARE, TOLERANCE, Grouping, assign_splits
+from m3el_hf.data.splits import MAX_GROUP_SHARE, ROUNDS, TOLERANCE, Grouping, assign_splits
 from m3el_hf.tasks import TOPICS
 from tests.conftest import real, rows_of
 
@@ -166,13 +167,26 @@ def test_a_candidate_of_nearly_every_row_ties_nothing():
     assert len(set(group_rows(records))) == 40
 
 
-def test_rare_candidates_join_before_common_ones():
+def test_a_long_chain_is_cut_into_neighbourhoods():
+    """Each row shares a candidate with the next."""
+    records = [make(row, others=[f"C{row}", f"C{row + 1}"]) for row in range(2000)]
+    places = defaultdict(list)
+    for row, group in enumerate(group_rows(records)):
+        places[group].append(row)
+    assert all(rows[-1] - rows[0] <= 2 * ROUNDS for rows in places.values())
+    assert len(places) <= 2000 / ROUNDS
+
+
+def test_a_neighbourhood_that_is_too_large_is_cut_closer():
+    """Forty rows each share a candidate, and one of them another with its like: three steps reach 120 rows and more."""
     records = [
-        make(row, others=[f"pair{row // 2}", f"triple{row // 6 if row % 2 == 0 else -row}"]) for row in range(80)
+        make(row, others=[f"star{row // 40}", *([f"bridge{row // 40 - 1}", f"bridge{row // 40}"] * (row % 40 == 0))])
+        for row in range(1200)
     ]
-    assert partition(group_rows(records)) == partition(
-        [row // 2 for row in range(80)]
-    )  # three pairs are over four rows
+    groups = group_rows(records)
+    assert max(Counter(groups).values()) <= MAX_GROUP_SHARE * 1200
+    held = [Counter(groups[40 * star : 40 * star + 40]).most_common(1)[0][1] for star in range(30)]
+    assert min(held) >= 39  # but for the bridge, a star is never cut
 
 
 def test_unknown_pictures_are_not_the_same_picture():
@@ -300,6 +314,36 @@ def test_rows_that_are_added_leave_the_others_where_they_are(seed):
     after = dict(zip((record.id for record in records), split_rows(records, seed), strict=True))
     moved = sum(after[name] != split for name, split in before.items())
     assert moved <= 0.01 * len(before)
+
+
+def nearly_all_hang_together(seed: int, size: int = 3000) -> list[Record]:
+    """Distractors are rows of like number, a few of any, so that there is a near and a far."""
+    draw = np.random.default_rng(seed)
+    near = np.arange(size)[:, None] + np.rint(draw.standard_cauchy((size, 2)) * 5).astype(int)
+    return [make(row, others=[f"Q{other % size}" for other in near[row]]) for row in range(size)]
+
+
+def test_rows_that_are_added_move_few_where_nearly_all_hang_together():
+    moved, rows = 0, 0
+    for seed in range(5):
+        records = nearly_all_hang_together(seed)
+        added = set(np.random.default_rng(seed).choice(len(records), 30, replace=False).tolist())
+        old = [record for row, record in enumerate(records) if row not in added]
+        before = dict(zip((record.id for record in old), split_rows(old), strict=True))
+        after = dict(zip((record.id for record in records), split_rows(records), strict=True))
+        moved += sum(after[name] != split for name, split in before.items())
+        rows += len(before)
+    assert moved <= 0.05 * rows
+
+
+def test_neighbourhoods_share_fewer_candidates_than_rows_alone():
+    records = nearly_all_hang_together(0)
+    alone = assign_splits(["person"] * len(records), [None] * len(records), [record.id for record in records], 0)
+    shared, by_chance = [
+        sum(len(rows_that_share(records, splits, held_out)) for held_out in ("validation", "test"))
+        for splits in (split_rows(records), alone)
+    ]
+    assert shared < 0.8 * by_chance
 
 
 def test_a_group_with_rows_in_two_released_splits_is_not_trained_on():
