@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,6 +20,9 @@ from .fingerprint_clipnd import Fingerprint
 from .matching_clipnd import Features, MatchingHead, MatchingScores, mean_of_present
 from .pooling_clipnd import PoolingHead
 from .released_clipnd import model_weights
+
+ENTITY_BLOCK = 4096
+"""How many entities are scored at a time: of each, several fp32 vectors of CLIP's width exist while it is."""
 
 
 @dataclass
@@ -205,7 +208,9 @@ class ClipNDModel(ClipNDPreTrainedModel):
             ValueError: If the two lie on different devices or were encoded by other weights than the model has.
         """
         self._check_sides(mentions, entities)
-        return self._score(mentions, entities)
+        parts = [self._score(mentions, some) for some in _blocks(entities)]
+        branches = {name: torch.cat([part.branches[name] for part in parts], 1) for name in parts[0].branches}
+        return MatchingScores(torch.cat([part.total for part in parts], 1), branches)
 
     def score_factorised(self, mentions: Encoded, entities: Encoded) -> tuple[Tensor, Tensor]:
         """Scores by dot products of one vector a side alone, and says how far `score` can be from that.
@@ -223,38 +228,39 @@ class ClipNDModel(ClipNDPreTrainedModel):
             ValueError: As `score` does.
         """
         self._check_sides(mentions, entities)
+        factorised, bounds = zip(*(self._factorised(mentions, some) for some in _blocks(entities)), strict=True)
+        return torch.cat(factorised, 1), torch.cat(bounds, 1)
+
+    def _factorised(self, mentions: Any, entities: Any) -> tuple[Tensor, Tensor]:
         if self.config.head != "matching":
             total = self._score(mentions, entities).total
             return total, torch.zeros_like(total)
-        assert isinstance(mentions, MatchingMentions) and isinstance(entities, MatchingEntities), "checked above"
         branches, bounds = self.matching.factorised(mentions, entities)
         shared = _shared(mentions, entities)
-        scores = self._with_clip(self.matching.combine(branches, *shared), shared, *self._cosine(mentions, entities))
+        total = self._with_clip(self.matching.combine(branches, *shared), shared, mentions, entities).total
         bound = self.matching.combine(bounds, *shared).total
-        return scores.total, bound.masked_fill(bound == -math.inf, 0.0)  # where clip scores the pair, or nothing does
+        return total, bound.masked_fill(bound == -math.inf, 0.0)  # where clip scores the pair, or nothing does
 
     def _score(self, mentions: Any, entities: Any) -> MatchingScores:
-        cosine, shown = self._cosine(mentions, entities)
         if self.config.head != "matching":
-            return mean_of_present({self.config.head: cosine}, {self.config.head: shown})
+            cosine = self._cosine(mentions, entities)
+            return mean_of_present({self.config.head: cosine}, {self.config.head: _shown(mentions, entities)})
         shared = _shared(mentions, entities)
         scores = self.matching.combine(self.matching.branches(mentions, entities), *shared)
-        return self._with_clip(scores, shared, cosine, shown)
-
-    def _cosine(self, mentions: Encoded, entities: Encoded) -> tuple[Tensor, Tensor]:
-        """Returns the cosines of fused vectors times the scale, and which pairs have them; both ``[B, N]``."""
-        with torch.autocast(mentions.text.device.type, enabled=False):
-            scale = self.clip.logit_scale.float().exp().clamp(max=100)  # the cap of CLIP's own training
-            cosine = scale * (mentions.fused @ entities.fused.T)
-        return cosine, (mentions.has_text | mentions.has_image).unsqueeze(1) & (entities.has_text | entities.has_image)
+        return self._with_clip(scores, shared, mentions, entities)
 
     def _with_clip(
-        self, scores: MatchingScores, shared: tuple[Tensor, Tensor], cosine: Tensor, shown: Tensor
+        self, scores: MatchingScores, shared: tuple[Tensor, Tensor], mentions: Encoded, entities: Encoded
     ) -> MatchingScores:
         """Gives the pairs that share neither text nor picture the score of the head ``clip``."""
-        by_clip = shown & ~(shared[0] | shared[1])
-        clip = cosine.masked_fill(~by_clip, -math.inf)
-        return MatchingScores(torch.where(by_clip, cosine, scores.total), scores.branches | {"clip": clip})
+        apart = _shown(mentions, entities) & ~(shared[0] | shared[1])
+        return _fill(scores, apart, self._cosine(mentions, entities) if apart.any() else scores.total)
+
+    def _cosine(self, mentions: Encoded, entities: Encoded) -> Tensor:
+        """Returns the cosines of fused vectors times the scale ``[B, N]``."""
+        with torch.autocast(mentions.text.device.type, enabled=False):
+            scale = self.clip.logit_scale.float().exp().clamp(max=100)  # the cap of CLIP's own training
+            return scale * (mentions.fused @ entities.fused.T)
 
     def _check_sides(self, mentions: Encoded, entities: Encoded) -> None:
         if self.config.head == "matching" and not (
@@ -331,13 +337,14 @@ class ClipNDModel(ClipNDPreTrainedModel):
         shown = torch.zeros_like(cosine, dtype=torch.bool)
         for text, image in torch.unique(views[:, 2:], dim=0):
             chosen = (views[:, 2:] == torch.stack([text, image])).all(1)
-            cosine[chosen], shown[chosen] = self._cosine(asked[chosen], entities.show(text, image))
+            sides = asked[chosen], entities.show(text, image)
+            cosine[chosen], shown[chosen] = self._cosine(*sides), _shown(*sides)
         if self.config.head != "matching":
             return mean_of_present({self.config.head: cosine}, {self.config.head: shown})
         texts, images = _shared(asked, entities)
         shared = (texts & views[:, 2:3], images & views[:, 3:4])
         branches = {name: one[rows] for name, one in self.matching.branches(mentions, entities).items()}
-        return self._with_clip(self.matching.combine(branches, *shared), shared, cosine, shown)
+        return _fill(self.matching.combine(branches, *shared), shown & ~(shared[0] | shared[1]), cosine)
 
     def _encode_side(
         self,
@@ -438,6 +445,21 @@ def _shared(mentions: Encoded, entities: Encoded) -> tuple[Tensor, Tensor]:
     """Which pairs share text, and which share pictures; bool ``[B, N]``."""
     text = mentions.has_text.unsqueeze(1) & entities.has_text
     return text, mentions.has_image.unsqueeze(1) & entities.has_image
+
+
+def _shown(mentions: Encoded, entities: Encoded) -> Tensor:
+    """Of which pairs both sides show something; bool ``[B, N]``."""
+    return (mentions.has_text | mentions.has_image).unsqueeze(1) & (entities.has_text | entities.has_image)
+
+
+def _fill(scores: MatchingScores, apart: Tensor, cosine: Tensor) -> MatchingScores:
+    """Adds the branch ``clip``, which alone scores the pairs ``apart`` ``[B, N]``."""
+    total = torch.where(apart, cosine, scores.total)
+    return MatchingScores(total, scores.branches | {"clip": cosine.masked_fill(~apart, -math.inf)})
+
+
+def _blocks(entities: Encoded) -> Iterator[Encoded]:
+    return (entities[start : start + ENTITY_BLOCK] for start in range(0, max(1, len(entities)), ENTITY_BLOCK))
 
 
 def _true_eos_token_id(config: CLIPConfig) -> int:
