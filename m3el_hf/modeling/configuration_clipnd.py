@@ -28,6 +28,9 @@ class ClipNDConfig(PretrainedConfig):
         contrastive_temperature: Temperature of the intra-modal contrastive loss (arXiv 2412.10440, section 4.1).
         contrastive_intra_weight: Weight of same-side pairs in that loss.
         contrastive_weight: Weight of that loss in the training loss; 0 leaves it out.
+        branch_weight: Weight of the cross-entropy of each branch of the matching head, beside that of the total.
+        entity_to_mention_weight: Weight of the cross-entropy from each gold to the mentions; 0 leaves it out, as both
+            papers do.
         contrastive_self: ``"exclude"`` leaves a row's similarity to itself out of that loss's denominator, as the
             paper's text has it; ``"zero"`` counts it as exp(0), as the released code does.
         mask_padding: Whether padding tokens are left out of attention and pooling. False attends to them, as the
@@ -55,6 +58,8 @@ class ClipNDConfig(PretrainedConfig):
         contrastive_temperature: float = 0.03,
         contrastive_intra_weight: float = 0.8,
         contrastive_weight: float = 1.0,
+        branch_weight: float = 1.0,
+        entity_to_mention_weight: float = 0.0,
         contrastive_self: str = "exclude",
         mask_padding: bool = True,
         format_version: int = FORMAT_VERSION,
@@ -77,6 +82,8 @@ class ClipNDConfig(PretrainedConfig):
         self.contrastive_temperature = contrastive_temperature
         self.contrastive_intra_weight = contrastive_intra_weight
         self.contrastive_weight = contrastive_weight
+        self.branch_weight = branch_weight
+        self.entity_to_mention_weight = entity_to_mention_weight
         self.contrastive_self = contrastive_self
         self.mask_padding = mask_padding
         self.format_version = format_version

@@ -301,23 +301,42 @@ class MatchingHead(nn.Module):
     def contrastive_loss(
         self, entities: Features | MatchingSide, mentions: Features | MatchingSide, labels: Tensor | None = None
     ) -> Tensor:
-        """The intra-modal contrastive loss of row-aligned pairs, averaged over text and picture (section 4.1).
+        """The mean of `contrastive_terms` over their pairs and over text and picture."""
+        terms = self.contrastive_terms(entities, mentions, labels).values()
+        means = [total / count for total, count in terms if count]
+        return torch.stack(means).mean() if means else entities.text_cls.new_zeros(())
+
+    def contrastive_terms(
+        self,
+        entities: Features | MatchingSide,
+        mentions: Features | MatchingSide,
+        labels: Tensor | None = None,
+        mine: slice = slice(None),
+    ) -> dict[str, tuple[Tensor, Tensor]]:
+        """The intra-modal contrastive loss of row-aligned pairs, by text and picture (section 4.1).
 
         Args:
             entities: The gold of each mention, n rows.
             mentions: n rows. Pairs that lack a modality on either side are left out of that modality's term.
             labels: ``[n]``, which entity each row is of: rows of one entity are not each other's negatives. None where
                 all differ.
+            mine: The rows whose losses are summed; the others are their negatives.
+
+        Returns:
+            The sum over pairs and their number, as ``contrastive_text`` and ``contrastive_image``.
         """
-        labels = torch.arange(len(entities.has_text), device=entities.has_text.device) if labels is None else labels
-        terms = []
+        n = len(entities.has_text)
+        rows = torch.arange(n, device=entities.has_text.device)
+        labels = rows if labels is None else labels
+        terms = {}
         for kind in ("text", "image"):
             both = getattr(entities, f"has_{kind}") & getattr(mentions, f"has_{kind}")
             e, m = getattr(entities, f"{kind}_cls")[both], getattr(mentions, f"{kind}_cls")[both]
-            if len(e):
-                twins = (labels[both].unsqueeze(1) == labels[both]).fill_diagonal_(False)
-                terms.append((self._contrastive(e, m, twins) + self._contrastive(m, e, twins)) / 2)
-        return torch.stack(terms).mean() if terms else entities.text_cls.new_zeros(())
+            counted = torch.isin(rows, rows[mine])[both]
+            twins = (labels[both].unsqueeze(1) == labels[both]).fill_diagonal_(False)
+            each = (self._contrastive(e, m, twins) + self._contrastive(m, e, twins)) / 2
+            terms[f"contrastive_{kind}"] = each[counted].sum(), counted.sum()
+        return terms
 
     def _contrastive(self, one: Tensor, other: Tensor, twins: Tensor) -> Tensor:
         one, other = F.normalize(one.float(), dim=-1), F.normalize(other.float(), dim=-1)
@@ -327,7 +346,7 @@ class MatchingHead(nn.Module):
         diagonal = torch.eye(len(one), dtype=torch.bool, device=one.device)
         intra = intra.masked_fill(diagonal, -math.inf if self.exclude_self else 0.0)
         pairs = torch.cat([inter.masked_fill(twins, -math.inf), intra.masked_fill(twins, -math.inf)], 1)
-        return F.cross_entropy(pairs, torch.arange(len(one), device=one.device))
+        return F.cross_entropy(pairs, torch.arange(len(one), device=one.device), reduction="none")
 
     @classmethod
     def from_released(cls, state_dict: Mapping[str, Tensor], *, bidirectional: bool = False) -> MatchingHead:

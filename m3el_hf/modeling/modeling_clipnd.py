@@ -30,13 +30,18 @@ class ClipNDOutput(ModelOutput):
     """What `ClipNDModel.forward` returns.
 
     Attributes:
-        loss: Mean cross-entropy over the rows; None without labels. The matching head adds that of each branch, over
-            the rows whose gold it can score, and the contrastive loss (arXiv 2412.10440, section 4.4).
+        loss: The weighted sum of ``losses``; None without labels.
         scores: ``[R, N]``, each row's mention against each entity.
+        losses: Each term's mean, by name: see `ClipNDModel.losses`.
     """
 
     loss: Tensor | None = None
     scores: Tensor | None = None
+    losses: dict[str, Tensor] | None = None
+
+
+Term = tuple[Tensor, Tensor]
+"""A term of the loss: its sum, and over how many rows or pairs; a mean over several batches needs both."""
 
 
 class ClipNDPreTrainedModel(PreTrainedModel):
@@ -311,40 +316,100 @@ class ClipNDModel(ClipNDPreTrainedModel):
         if rows is None or views is None:
             rows = torch.arange(len(encoded_mentions), device=encoded_mentions.has_text.device)
             views = torch.ones(len(rows), 4, dtype=torch.bool, device=rows.device)
-        scores = self._score_views(encoded_mentions, encoded_entities, rows, views)
         if labels is None:
-            return ClipNDOutput(scores=scores.total)
-        loss = F.cross_entropy(scores.total, labels[rows])
-        if self.config.head == "matching":
-            loss = loss + _branch_loss(scores.branches, labels[rows])
-            contrastive = self.matching.contrastive_loss(encoded_entities[labels], encoded_mentions, labels)
-            loss = loss + self.config.contrastive_weight * contrastive
-        return ClipNDOutput(loss=loss, scores=scores.total)
+            return ClipNDOutput(scores=self._score_rows(encoded_mentions, encoded_entities, rows, views).total)
+        scores, terms = self.losses(encoded_mentions, encoded_entities, labels, rows, views)
+        means = {name: total / count.clamp(min=1) for name, (total, count) in terms.items()}
+        return ClipNDOutput(loss=self.weigh(means), scores=scores, losses=means)
 
-    def _score_views(self, mentions: Any, entities: Any, rows: Tensor, views: Tensor) -> MatchingScores:
-        """Scores ``[R, N]`` of mentions ``rows`` ``[R]`` as ``views`` ``[R, 4]`` shows them and the entities.
+    def losses(
+        self, mentions: Any, entities: Any, labels: Tensor, rows: Tensor, views: Tensor, mine: slice = slice(None)
+    ) -> tuple[Tensor, dict[str, Term]]:
+        """Scores rows and compares them with their golds (arXiv 2412.10440, section 4.4).
 
-        A branch scores a pair alike in every task that has it, so branches are computed once and only their mean, and
-        the fused vectors, follow the view.
+        Args:
+            mentions: B encoded mentions.
+            entities: N encoded entities, all different.
+            labels: ``[B]``, the index of each mention's gold.
+            rows: ``[R]``, the mention of each row, all of them within ``mine``.
+            views: ``[R, 4]`` bool, what each row shows: mention text and picture, entity text and picture.
+            mine: The mentions whose share of each term is computed; the others serve as negatives. This is how
+                processes divide one batch.
+
+        Returns:
+            The scores ``[R, N]``, and the terms: ``total``, the cross-entropy of the total; that of each branch of the
+            matching head, over the rows whose gold it can score; ``contrastive_text`` and ``contrastive_image``, of
+            the same head; and ``entity_to_mention``, each gold's cross-entropy over the mentions as the row's task
+            shows them, where the configuration gives that a weight.
         """
-        asked = Encoded(
-            text=mentions.text[rows],
-            image=mentions.image[rows],
-            has_text=mentions.has_text[rows] & views[:, 0],
-            has_image=mentions.has_image[rows] & views[:, 1],
+        golds = labels[rows]
+        scores = self._score_rows(mentions, entities, rows, views, mine)
+        terms = {"total": _cross_entropy(scores.total, golds)}
+        if self.config.head == "matching":
+            # clip stands in for the pairs that no branch can score: the total has it
+            terms |= {name: _cross_entropy(one, golds) for name, one in scores.branches.items() if name != "clip"}
+            terms |= self.matching.contrastive_terms(entities[labels], mentions, labels, mine)
+        if self.config.entity_to_mention_weight:
+            terms["entity_to_mention"] = self._entity_to_mention(mentions, entities, labels, rows, views)
+        return scores.total, terms
+
+    def weigh(self, losses: dict[str, Tensor]) -> Tensor:
+        """Adds up the means of `losses` with the configuration's weights; those of text and picture are averaged."""
+        config = self.config
+        weights = {name: config.branch_weight for name in losses} | {"total": 1.0}
+        weights["entity_to_mention"] = config.entity_to_mention_weight
+        contrastive = [name for name in losses if name.startswith("contrastive")]
+        weights |= {name: config.contrastive_weight / len(contrastive) for name in contrastive}
+        return torch.stack([weights[name] * loss for name, loss in losses.items()]).sum()
+
+    def _score_rows(
+        self, mentions: Any, entities: Any, rows: Tensor, views: Tensor, mine: slice = slice(None)
+    ) -> MatchingScores:
+        """Scores ``[R, N]`` of mentions ``rows`` ``[R]`` as ``views`` ``[R, 4]`` shows them and the entities."""
+        branches = {}
+        if self.config.head == "matching":
+            first = mine.start or 0
+            branches = {
+                name: one[rows - first] for name, one in self.matching.branches(mentions[mine], entities).items()
+            }
+        return self._score_views(mentions, rows, entities, branches, views)
+
+    def _score_views(
+        self, asking: Encoded, rows: Tensor, asked: Encoded, branches: dict[str, Tensor], views: Tensor
+    ) -> MatchingScores:
+        """Scores rows of one side against all of the other, as views ``[R, 4]`` show the one and the other.
+
+        A branch scores a pair alike in every task that has it, so ``branches`` ``[R, N]`` are computed once and only
+        their mean, and the fused vectors, follow the view.
+        """
+        one = Encoded(
+            text=asking.text[rows],
+            image=asking.image[rows] if asking.image is not None else None,
+            has_text=asking.has_text[rows] & views[:, 0],
+            has_image=asking.has_image[rows] & views[:, 1],
         )
-        cosine = asked.text.new_zeros(len(rows), len(entities), dtype=torch.float32)
+        cosine = one.text.new_zeros(len(rows), len(asked), dtype=torch.float32)
         shown = torch.zeros_like(cosine, dtype=torch.bool)
         for text, image in torch.unique(views[:, 2:], dim=0):
             chosen = (views[:, 2:] == torch.stack([text, image])).all(1)
-            sides = asked[chosen], entities.show(text, image)
+            sides = one[chosen], asked.show(text, image)
             cosine[chosen], shown[chosen] = self._cosine(*sides), _shown(*sides)
         if self.config.head != "matching":
             return mean_of_present({self.config.head: cosine}, {self.config.head: shown})
-        texts, images = _shared(asked, entities)
-        shared = (texts & views[:, 2:3], images & views[:, 3:4])
-        branches = {name: one[rows] for name, one in self.matching.branches(mentions, entities).items()}
+        texts, images = _shared(one, asked)
+        shared = texts & views[:, 2:3], images & views[:, 3:]
         return _fill(self.matching.combine(branches, *shared), shown & ~(shared[0] | shared[1]), cosine)
+
+    def _entity_to_mention(self, mentions: Any, entities: Any, labels: Tensor, rows: Tensor, views: Tensor) -> Term:
+        """The other direction: which mention means the gold; others that mean it are left out."""
+        golds, which = torch.unique(labels[rows], return_inverse=True)
+        branches = {}
+        if self.config.head == "matching":
+            branches = {name: one.mT[which] for name, one in self.matching.branches(mentions, entities[golds]).items()}
+        scores = self._score_views(entities, labels[rows], mentions, branches, views[:, [2, 3, 0, 1]]).total
+        twins = labels[rows].unsqueeze(1) == labels
+        twins[torch.arange(len(rows), device=rows.device), rows] = False
+        return _cross_entropy(scores.masked_fill(twins, -math.inf), rows)
 
     def _encode_side(
         self,
@@ -404,14 +469,10 @@ class ClipNDModel(ClipNDPreTrainedModel):
 ClipNDModel.register_for_auto_class("AutoModel")
 
 
-def _branch_loss(branches: dict[str, Tensor], labels: Tensor) -> Tensor:
-    """The sum of the matching branches' cross-entropies, each over the rows whose gold it can score."""
-    losses = []
-    for name, scores in branches.items():
-        able = torch.isfinite(scores.gather(1, labels.unsqueeze(1)).squeeze(1))
-        if name != "clip" and able.any():  # clip stands in for pairs that no branch can score: the total has it
-            losses.append(F.cross_entropy(scores[able], labels[able]))
-    return torch.stack(losses).sum() if losses else torch.zeros((), device=labels.device)
+def _cross_entropy(scores: Tensor, golds: Tensor) -> Term:
+    """The summed cross-entropy of the rows whose gold has a score, and how many these are."""
+    able = scores.gather(1, golds.unsqueeze(1)).squeeze(1) != -math.inf
+    return F.cross_entropy(scores[able], golds[able], reduction="sum"), able.sum()
 
 
 def _check_inputs(inputs: dict[str, Tensor | None]) -> None:
