@@ -89,6 +89,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "F":
         raise UnusableImageError("has pixels that are fractions: nothing says which value is white")
     if image.mode.startswith("I;16") or (image.mode == "I" and image.getextrema()[1] > 255):  # type: ignore[operator]
+        image = image.convert("I")  # Pillow scales I;16 and this, but not the big-endian I;16B of some TIFF files
         image = image.point(lambda value: value * (1 / 256)).convert("L")  # else Pillow turns all above 255 white
     if image.mode in ("RGBA", "RGBa", "LA", "PA") or "transparency" in image.info:
         layer = image.convert("RGBA")
