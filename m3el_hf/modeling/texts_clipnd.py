@@ -106,12 +106,15 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> CLIPTokenizer:
     tokenizer = Tokenizer(models.BPE(unk_token="<|endoftext|>", end_of_word_suffix="</w>"))
     tokenizer.normalizer, tokenizer.pre_tokenizer = backend.normalizer, backend.pre_tokenizer
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    symbols = [*alphabet, *(byte + "</w>" for byte in alphabet)]
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size, initial_alphabet=alphabet, end_of_word_suffix="</w>", show_progress=False
+        vocab_size=vocab_size,
+        special_tokens=symbols,  # numbered here, else as words come out of a hash table, and pairs as frequent with them
+        end_of_word_suffix="</w>",
+        show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
     model = json.loads(tokenizer.to_str())["model"]
-    symbols = [*alphabet, *(byte + "</w>" for byte in alphabet)]
     merges: list[Any] = [tuple(merge) for merge in model["merges"]][: max(0, vocab_size - len(symbols))]
     tokens = [*symbols, *("".join(merge) for merge in merges), "<|startoftext|>", "<|endoftext|>"]
     vocab = {token: number for number, token in enumerate(dict.fromkeys(tokens))}

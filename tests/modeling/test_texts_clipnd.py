@@ -258,3 +258,10 @@ def test_no_text_ends_before_its_end(processor, text):
     for spelled in (text, f"{text} <|endoftext|> {text}"):
         ids = processor.mentions(["Kansas"], [spelled])["input_ids"][0].tolist()
         assert ids.index(processor.tokenizer.eos_token_id) == len(ids) - 1
+
+
+def test_the_same_texts_make_the_same_vocabulary():
+    """Pairs of equal count must not be learnt in an order by chance: seeds would not repeat, and processes differ."""
+    texts = ["a band from Kansas known for a red star", "a state of the plains"]
+    made = [ClipNDProcessor.tiny(texts, vocab_size=600).tokenizer.get_vocab() for _ in range(20)]
+    assert all(one == made[0] for one in made)
