@@ -1,5 +1,7 @@
 """What preparing a picture costs beside plain Pillow and NumPy: decode, resize, crop, to floats, normalise.
 
+Once from JPEG files' bytes, and once from pictures that are decoded already, where nothing hides the rest.
+
     python benchmarks/processing.py [--pictures 40] [--repeats 7] [--side 224]
 
 Baselines, measured in the same run, in turns: the same steps written out with Pillow and NumPy, and
@@ -11,7 +13,7 @@ from __future__ import annotations
 import argparse
 import io
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -20,6 +22,9 @@ from torch import Tensor
 from transformers import CLIPImageProcessorPil
 
 from m3el_hf import ClipNDProcessor
+
+Picture = bytes | Image.Image
+Way = Callable[[Picture], Tensor]
 
 SIZES = ((320, 240), (640, 480), (1600, 1200))
 """A thumbnail, the usual picture of a data set, a photograph; of each as many as cost about the same."""
@@ -35,10 +40,10 @@ def main() -> None:
     torch.set_num_threads(1)
     processor = ClipNDProcessor.tiny(["a picture"], image_size=options.side)
     clip = processor.image_processor
-    ways: dict[str, Callable[[bytes], Tensor]] = {
-        "Pillow and NumPy": lambda data: plain(data, clip),
+    ways: dict[str, Way] = {
+        "Pillow and NumPy": lambda picture: plain(picture, clip),
         "ClipNDProcessor": processor.pixel_values,
-        "CLIPImageProcessorPil": lambda data: by_clip(data, clip),
+        "CLIPImageProcessorPil": lambda picture: by_clip(picture, clip),
     }
     for size in SIZES:
         number = max(2, options.pictures * SIZES[0][0] * SIZES[0][1] // (size[0] * size[1]))
@@ -46,15 +51,20 @@ def main() -> None:
         for name, way in ways.items():
             apart = max((way(one) - by_clip(one, clip)).abs().max().item() for one in pictures)
             assert apart <= 1e-6, f"{name} is {apart} from CLIPImageProcessorPil"
-        rates = in_turns(ways, pictures, options.repeats)
-        print(f"{number} JPEGs of {size[0]} x {size[1]} to {options.side} x {options.side}, one thread")
-        for name, rate in rates.items():
-            print(f"  {name:24}{rate:8.0f} pictures/s{rate / rates['Pillow and NumPy']:8.2f} times plain Pillow's")
+        for kind, given in (("JPEGs", pictures), ("decoded pictures", [opened(one) for one in pictures])):
+            rates = in_turns(ways, given, options.repeats)
+            print(f"{number} {kind} of {size[0]} x {size[1]} to {options.side} x {options.side}, one thread")
+            for name, rate in rates.items():
+                print(f"  {name:24}{rate:8.0f} pictures/s{rate / rates['Pillow and NumPy']:8.2f} times plain Pillow's")
 
 
-def plain(data: bytes, clip: CLIPImageProcessorPil) -> Tensor:
+def opened(picture: Picture) -> Image.Image:
+    return Image.open(io.BytesIO(picture)).convert("RGB") if isinstance(picture, bytes) else picture
+
+
+def plain(picture: Picture, clip: CLIPImageProcessorPil) -> Tensor:
     """The steps as one would write them down; the baseline."""
-    image = Image.open(io.BytesIO(data)).convert("RGB")
+    image = opened(picture)
     side, short = clip.crop_size.height, min(image.size)
     image = image.resize(tuple(int(side * edge / short) for edge in image.size), Image.Resampling.BICUBIC)
     left, top = (image.width - side) // 2, (image.height - side) // 2
@@ -63,9 +73,8 @@ def plain(data: bytes, clip: CLIPImageProcessorPil) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
 
 
-def by_clip(data: bytes, clip: CLIPImageProcessorPil) -> Tensor:
-    image = Image.open(io.BytesIO(data)).convert("RGB")
-    return torch.from_numpy(clip(image, return_tensors="np")["pixel_values"][0])
+def by_clip(picture: Picture, clip: CLIPImageProcessorPil) -> Tensor:
+    return torch.from_numpy(clip(opened(picture), return_tensors="np")["pixel_values"][0])
 
 
 def jpeg(size: tuple[int, int], seed: int) -> bytes:
@@ -79,7 +88,7 @@ def jpeg(size: tuple[int, int], seed: int) -> bytes:
     return file.getvalue()
 
 
-def in_turns(ways: dict[str, Callable[[bytes], Tensor]], pictures: list[bytes], repeats: int) -> dict[str, float]:
+def in_turns(ways: dict[str, Way], pictures: Sequence[Picture], repeats: int) -> dict[str, float]:
     """Pictures a second of each way, at its best; the ways take turns, so that what else runs slows all alike."""
     best = dict.fromkeys(ways, float("inf"))
     for _ in range(repeats):

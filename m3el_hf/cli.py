@@ -229,6 +229,9 @@ def _add_train(commands: Any) -> None:
     parser.add_argument("--data", required=True, help="folder or Hub id of a built dataset")
     parser.add_argument("--base", help="a CLIP to start from, folder or Hub id; default: a tiny one from scratch")
     parser.add_argument("--head", choices=("clip", "matching", "pooled"), default="clip", help="how pairs are scored")
+    parser.add_argument(
+        "--template", choices=("N", "D", "ND"), default="ND", help="an entity's text: name, description, or both"
+    )
     for field in fields(TrainingArguments):
         flag, help_text = "--" + field.name.replace("_", "-"), field.metadata["help"]
         if isinstance(field.default, bool):
@@ -250,7 +253,7 @@ def _train(options: argparse.Namespace) -> None:
     missing = [split for split in ("train", "validation") if split not in data]
     if missing:
         raise M3ELError(f"{options.data} has no {missing[0]} split: it needs train and validation")
-    model, processor = start_model(options.base, options.head, data["train"], arguments.seed)
+    model, processor = start_model(options.base, options.head, data["train"], arguments.seed, options.template)
     model, result = train(model, processor, data["train"], data["validation"], arguments)
     model.save_pretrained(arguments.output_dir / "model")
     processor.save_pretrained(arguments.output_dir / "model")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -31,11 +32,16 @@ def check_source(name: str | Path, revision: str | None = None) -> str:
         M3ELError: If it is neither, or a revision is asked of a folder.
     """
     is_folder = name != "" and Path(name).is_dir()
-    if not is_folder and not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(name)):
+    if not is_folder and not is_hub_id(str(name)):
         raise M3ELError(f"no such folder: {name}; pass a folder, or a Hub id such as user/name")
     if is_folder and revision is not None:
         raise M3ELError(f"{name} is a folder, and only a repository on the Hub has revisions: leave {revision!r} out")
     return str(name)
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether ``name`` looks like ``user/name``."""
+    return re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) is not None
 
 
 def check_split(split: str, splits: Iterable[str], source: str, streaming: bool) -> list[str]:
@@ -210,11 +216,35 @@ def load_built(
         raise M3ELError(f"{source} cannot be loaded: {explain_hub_error(error)}") from error
 
 
+NAME_BASE = (
+    "save the model that they were added to, and put its folder or Hub id as base_model_name_or_path into "
+    "adapter_config.json"
+)
+"""What to do about adapters whose base nobody finds."""
+
+
+def adapter_base(source: str) -> str | None:
+    """Returns the folder or Hub id of the model that saved adapters belong to, "" if they name none.
+
+    None where ``source`` holds no adapters, or a whole model beside them.
+
+    Args:
+        source: A folder or a Hub id.
+    """
+    from transformers.utils import find_adapter_config_file
+
+    file = find_adapter_config_file(source)
+    if file is None or (Path(source) / "config.json").is_file():
+        return None
+    return json.loads(Path(file).read_text(encoding="utf-8"))["base_model_name_or_path"] or ""
+
+
 def load_model(source: str | Path) -> tuple[ClipNDModel, ClipNDProcessor]:
     """Loads a saved model, onto the accelerator where there is one, and its processor.
 
     Args:
-        source: A folder or a Hub id of a saved `ClipNDModel`.
+        source: A folder or a Hub id of a saved `ClipNDModel`, or of adapters (`m3el_hf.add_lora`) with the processor
+            beside them.
 
     Raises:
         M3ELError: If it cannot be loaded.
@@ -226,7 +256,11 @@ def load_model(source: str | Path) -> tuple[ClipNDModel, ClipNDProcessor]:
 
     name = check_source(source)
     try:
+        if adapter_base(name) == "":
+            raise M3ELError(f"{source} holds adapters that name no base: {NAME_BASE}")
         model, processor = ClipNDModel.from_pretrained(name), ClipNDProcessor.from_pretrained(name)
+    except M3ELError:
+        raise
     except (OSError, ValueError) as error:
         raise M3ELError(f"{source} cannot be loaded as a model: {explain_hub_error(error)}") from error
     return model.to(Accelerator().device), processor

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from datasets import DatasetDict, disable_progress_bars, load_dataset
@@ -23,6 +25,17 @@ from tests.hub_server import HubServer
 
 REAL_DATA = Path(os.environ.get("M3EL_REAL_DATA", Path(__file__).parents[2] / "shared"))
 """Real sets and reference outputs, where this checkout has them beside it; tests that need them skip elsewhere."""
+
+
+PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8))
+"""Noise, 70 pixels wide and 50 high."""
+
+
+def encoded(image: Image.Image = PICTURE) -> bytes:
+    """The picture as a PNG file's bytes."""
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
 
 
 def real(name: str) -> Path:

@@ -6,7 +6,9 @@ import sys
 
 import pytest
 
+from m3el_hf import ClipNDProcessor
 from m3el_hf.cli import main
+from m3el_hf.sources import load_model
 from tests.conftest import instance, tiny_model, write_release
 
 
@@ -92,8 +94,19 @@ def test_a_mistake_gets_one_line_and_status_2(command, says, tmp_path, store, sa
     assert says in line
 
 
-def test_train_evaluate_and_link_follow_each_other(store, tmp_path, capsys):
-    flags = ["--num-train-epochs", "1", "--evaluations", "1", "--learning-rate", "1e-3", "--output-dir", str(tmp_path)]
+@pytest.mark.parametrize("kind", [[], ["--lora", "--head", "matching"]])
+def test_train_evaluate_and_link_follow_each_other(kind, store, tmp_path, capsys):
+    flags = [
+        *kind,
+        "--num-train-epochs",
+        "1",
+        "--evaluations",
+        "1",
+        "--learning-rate",
+        "1e-3",
+        "--output-dir",
+        str(tmp_path),
+    ]
     assert main(["train", "--data", str(store), *flags]) == 0
     model = str(tmp_path / "model")
     assert main(["evaluate", model, "--data", str(store), "--output", str(tmp_path / "report")]) == 0
@@ -105,6 +118,15 @@ def test_train_evaluate_and_link_follow_each_other(store, tmp_path, capsys):
     links = capsys.readouterr().out.splitlines()[-3:]
     scores = [float(line.split()[0]) for line in links]
     assert scores == sorted(scores, reverse=True)
+    # A run that was killed leaves this behind.
+    assert main(["link", "--model", str(tmp_path / "best"), "--knowledge-base", str(store), "--name", "x"]) == 0
+
+
+def test_a_model_is_evaluated_and_linked_with_the_template_that_it_was_trained_with(store, tmp_path, capsys):
+    flags = ["--num-train-epochs", "1", "--evaluations", "1", "--learning-rate", "1e-3", "--output-dir", str(tmp_path)]
+    assert main(["train", "--data", str(store), "--template", "D", *flags]) == 0
+    assert ClipNDProcessor.from_pretrained(tmp_path / "best").template == "D"
+    assert load_model(tmp_path / "model")[1].template == "D"  # as evaluate and link load it
 
 
 def test_an_interrupt_is_no_traceback(monkeypatch, capsys, tmp_path):

@@ -11,6 +11,7 @@ import torch
 from datasets import Dataset, Image, List
 from torch import Tensor
 
+from m3el_hf.errors import M3ELError
 from m3el_hf.modeling.processing_clipnd import ClipNDProcessor
 
 Row = Mapping[str, Any]
@@ -61,6 +62,9 @@ class LinkingCollator:
 
         An entity stands once in a batch, so that a pair of the same entity is never a negative: as the first row
         describes it, and what that row lacks as the next that has it does.
+
+        Raises:
+            M3ELError: If the processor's template shows no text of an entity that has a name: tasks count on its text.
         """
         entities: dict[str, tuple[Any, ...]] = {}
         for row in rows:
@@ -70,13 +74,20 @@ class LinkingCollator:
                 entities[qid] = tuple(old or new for old, new in zip(known, description, strict=True))
         index = {qid: position for position, qid in enumerate(entities)}
         names, descriptions, images = zip(*entities.values(), strict=True)
+        prepared = self.processor.entities(names, descriptions, [self._prepared(image) for image in images])
+        for name, shown in zip(names, prepared["has_text"].tolist(), strict=True):
+            if name and not shown:
+                raise M3ELError(
+                    f"candidate {name!r} has no description, all that the processor's template 'D' shows: use the "
+                    "template 'ND', or leave out the rows that have it"
+                )
         return Batch(
             mentions=self.processor.mentions(
                 [row["mention"] for row in rows],
                 [row["context"] for row in rows],
                 [self._prepared(row["mention_image"]) for row in rows],
             ),
-            entities=self.processor.entities(names, descriptions, [self._prepared(image) for image in images]),
+            entities=prepared,
             candidates=[[index[qid] for qid in row["candidate_qids"]] for row in rows],
             labels=torch.tensor([index[row["answer_qid"]] for row in rows]),
         )

@@ -24,7 +24,7 @@ from huggingface_hub.utils import validate_repo_id
 from m3el_hf import __version__
 from m3el_hf.data.manifest import FILE_NAME, UNUSABLE_IMAGES
 from m3el_hf.errors import M3ELError, one_line
-from m3el_hf.sources import is_built
+from m3el_hf.sources import NAME_BASE, adapter_base, is_built, is_hub_id
 
 Result = TypeVar("Result")
 RepoType = Literal["model", "dataset"]
@@ -126,8 +126,8 @@ def check_push(
         raise M3ELError(f"no such folder: {folder}")
     if repo_type == "dataset" and not is_built(folder):
         raise M3ELError(f"{folder} is no built dataset: build it first with m3el-hf data build")
-    if repo_type == "model" and not (folder / "config.json").is_file():
-        raise M3ELError(f"{folder} has no config.json: pass the folder of a saved model")
+    if repo_type == "model":
+        _check_model(folder)
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
@@ -142,6 +142,19 @@ def check_push(
         raise M3ELError("no token for the Hub: run `hf auth login`")
     if is_offline_mode():
         raise M3ELError(f"{folder} cannot be pushed while HF_HUB_OFFLINE is set: unset it")
+
+
+def _check_model(folder: Path) -> None:
+    base = adapter_base(str(folder))
+    if base is None and not (folder / "config.json").is_file():
+        raise M3ELError(f"{folder} has no config.json: pass the folder of a saved model")
+    if base == "":
+        raise M3ELError(f"{folder} holds adapters that name no base: {NAME_BASE}")
+    if base is not None and (Path(base).is_dir() or not is_hub_id(base)):
+        raise M3ELError(
+            f"{folder} holds adapters of {base}, which nobody else has: push that too, and put its name on the Hub "
+            "into adapter_config.json and README.md"
+        )
 
 
 @dataclass(frozen=True)
@@ -223,7 +236,8 @@ def _is_replaced(path: str, repo_type: RepoType) -> bool:
     """Whether a push decides if the repository has such a file: a dataset's parts, a model's weights and adapters."""
     if repo_type == "dataset":
         return path in DATASET_FILES or path.startswith(tuple(f"{name}/" for name in DATASET_FOLDERS))
-    return "/" not in path and path.endswith((".safetensors", ".safetensors.index.json", "adapter_config.json"))
+    kinds = (".safetensors", ".safetensors.index.json")
+    return path in ("config.json", "adapter_config.json") or ("/" not in path and path.endswith(kinds))
 
 
 def _persist(attempt: Callable[[], Result], waits: tuple[float, ...] = WAITS) -> Result:

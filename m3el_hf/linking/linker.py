@@ -49,10 +49,13 @@ class EntityLinker:
         encoded: list[Encoded] = []
         for batch in _batches(entities):
             self._known += [(row["qid"], row["name"], row["description"]) for row in batch]
-            inputs = processor.entities(*([row[key] for row in batch] for key in ("name", "description", "image")))
+            inputs = processor.from_rows(batch, side="entity")
             for row, shown in zip(batch, (inputs["has_text"] | inputs["has_image"]).tolist(), strict=True):
                 if not shown:
-                    raise M3ELError(f"entity {row['qid']} has neither text nor picture: leave it out")
+                    raise M3ELError(
+                        f"entity {row['qid']} has neither text nor picture under the template {processor.template!r}: "
+                        "leave it out"
+                    )
             encoded.append(model.encode_entities(**self._on_device(inputs)))
         if not self._known:
             raise M3ELError("the knowledge base is empty: pass at least one entity")

@@ -90,6 +90,19 @@ class ClipNDConfig(PretrainedConfig):
         super().__init__(**kwargs)
 
     @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Reads a configuration; arguments and result as in `PretrainedConfig.from_dict`.
+
+        Raises:
+            ValueError: If it is that of another kind of model. Transformers would warn, and leave all weights random.
+        """
+        found = config_dict.get("model_type", cls.model_type)
+        if found != cls.model_type:
+            way_out = ": start from it with ClipNDModel.from_clip" if found == "clip" else ""
+            raise ValueError(f"this is a {found!r} checkpoint, not a {cls.model_type!r} one{way_out}")
+        return super().from_dict(config_dict, **kwargs)
+
+    @classmethod
     def tiny(
         cls,
         vocab_size: int = 1002,

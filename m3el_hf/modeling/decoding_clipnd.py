@@ -7,7 +7,7 @@ import stat
 import warnings
 from pathlib import Path
 
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 ALLOWED_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP")
 MAX_PIXELS = 60_000_000
@@ -41,11 +41,9 @@ def decode_image(source: bytes | str | Path, short_side: int | None = None) -> I
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of large pictures and odd metadata; the cap below decides
             with Image.open(io.BytesIO(data), formats=ALLOWED_FORMATS) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    raise UnusableImageError(f"has {image.width} x {image.height} pixels, over {MAX_PIXELS:,}")
+                _check_size(image)
                 if short_side is not None:
                     image.draft(None, (short_side, short_side))
-                image.load()
                 return to_rgb(image)
     except UnusableImageError:
         raise
@@ -77,15 +75,33 @@ def read_file(path: Path) -> bytes:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Turns a picture upright by its EXIF tag and flattens it to RGB, transparency on white."""
-    image = ImageOps.exif_transpose(image)
+    """Turns a picture upright by its EXIF tag and flattens it to RGB, transparency on white.
+
+    A picture that is both already is returned itself, not copied.
+
+    Raises:
+        UnusableImageError: If it has no pixels, more than `MAX_PIXELS`, or such as are not of a known range.
+    """
+    _check_size(image)
+    image.load()
+    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+        image = ImageOps.exif_transpose(image)
     if image.mode == "F":
         raise UnusableImageError("has pixels that are fractions: nothing says which value is white")
     if image.mode.startswith("I;16") or (image.mode == "I" and image.getextrema()[1] > 255):  # type: ignore[operator]
+        image = image.convert("I")  # Pillow scales I;16 and this, but not the big-endian I;16B of some TIFF files
         image = image.point(lambda value: value * (1 / 256)).convert("L")  # else Pillow turns all above 255 white
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+    if image.mode in ("RGBA", "RGBa", "LA", "PA") or "transparency" in image.info:
         layer = image.convert("RGBA")
         canvas = Image.new("RGBA", layer.size, (255, 255, 255, 255))
         canvas.alpha_composite(layer)
         image = canvas
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _check_size(image: Image.Image) -> None:
+    """Refuses what is empty or too large, before it is decoded where it still can."""
+    if 0 in image.size:
+        raise UnusableImageError("has no pixels")
+    if image.width * image.height > MAX_PIXELS:
+        raise UnusableImageError(f"has {image.width} x {image.height} pixels, over {MAX_PIXELS:,}")

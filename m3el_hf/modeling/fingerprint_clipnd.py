@@ -16,10 +16,13 @@ class Fingerprint:
 
     Each weight's bits are summed as integers, where it lies: sums of integers do not depend on their order, so the same
     weights have the same fingerprint on every device. A change through ``.data`` goes unnoticed.
+
+    Adapters count by their weights and by how they are switched. Merged into the model they make other weights, which
+    encode alike but for rounding, and have another fingerprint.
     """
 
     def __init__(self) -> None:
-        self._state: tuple[tuple[int, int], ...] | None = None
+        self._state: tuple[object, object] | None = None
         self._value: str | None = None
 
     @torch.compiler.disable
@@ -29,10 +32,25 @@ class Fingerprint:
         weights = {name: one for name, one in module.named_parameters() if not name.endswith("logit_scale")}
         if any(one.is_meta for one in weights.values()):
             return None
-        state = tuple((one.data_ptr(), 0 if one.is_inference() else one._version) for one in weights.values())
+        versions = [(one.data_ptr(), 0 if one.is_inference() else one._version) for one in weights.values()]
+        switches = _switches(module)
+        state = versions, switches
         if state != self._state:
-            self._value, self._state = _digest(weights), state
+            digest = _digest(weights)
+            self._value, self._state = _hash((digest, switches)) if switches else digest, state
         return self._value
+
+
+def _switches(module: nn.Module) -> list[tuple[str, str]]:
+    """How PEFT's adapters are switched, which touches no weight: which are active and, where they have one, the scale.
+
+    A layer is known by an attribute of its class, since PEFT may not be installed.
+    """
+    return [
+        (name, repr((one.active_adapters, one.disable_adapters, getattr(one, "scaling", None))))
+        for name, one in module.named_modules()
+        if hasattr(type(one), "adapter_layer_names")
+    ]
 
 
 @torch.no_grad()
@@ -40,7 +58,11 @@ def _digest(weights: Mapping[str, Tensor]) -> str:
     sums = [one.detach().view(_INTEGERS[one.element_size()]).sum(dtype=torch.int64) for one in weights.values()]
     numbers = [one.tolist() for one in _gathered(sums)]
     described = [(name, list(one.shape), number) for (name, one), number in zip(weights.items(), numbers, strict=True)]
-    return hashlib.blake2b(repr(described).encode(), digest_size=8).hexdigest()
+    return _hash(described)
+
+
+def _hash(value: object) -> str:
+    return hashlib.blake2b(repr(value).encode(), digest_size=8).hexdigest()
 
 
 def _gathered(sums: list[Tensor]) -> Tensor:

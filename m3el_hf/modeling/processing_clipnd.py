@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import CLIPImageProcessorPil, CLIPTokenizer
@@ -20,6 +17,7 @@ from transformers.image_utils import SizeDict
 from transformers.processing_utils import ProcessorMixin
 
 from .decoding_clipnd import MAX_PIXELS, UnusableImageError, decode_image, to_rgb
+from .texts_clipnd import CHARACTERS_PER_TOKEN, clean, encoder_of, excerpt, find, train_tokenizer, window_start
 
 ImageInput = Image.Image | np.ndarray | bytes | str | Path | dict | Tensor
 """A picture: PIL, an array (uint8 ``[H, W]``, ``[H, W, 3]`` or ``[H, W, 4]``), encoded bytes, a file's path, an
@@ -30,10 +28,6 @@ TEMPLATES = ("N", "D", "ND")
 
 COLUMNS = {"mention": ("mention", "context", "mention_image"), "entity": ("name", "description", "image")}
 """The dataset columns of a side: name, detail, picture."""
-
-CHARACTERS_PER_TOKEN = 16
-"""A text is cut to this many characters for each token that it may have before it is split into tokens, so that a book
-costs little more than a sentence. English has 4 or 5 to a token: only a text of very long words comes out shorter."""
 
 
 class ClipNDProcessor(ProcessorMixin):
@@ -48,12 +42,14 @@ class ClipNDProcessor(ProcessorMixin):
 
     Args:
         image_processor: A CLIP image processor; its settings are followed.
-        tokenizer: A CLIP tokenizer.
+        tokenizer: A CLIP tokenizer, used as it is now: tokens that are added to it later are not known.
         max_text_length: Tokens that a text is cut to, start and end included.
-        template: What an entity's text is made of, one of `TEMPLATES`.
+        template: What an entity's text is made of, one of `TEMPLATES`. Saved, so that a model is used as it was
+            trained. A mention's text is the same under each.
 
     Raises:
-        ValueError: If ``max_text_length`` leaves no token for text, or ``template`` is not one of `TEMPLATES`.
+        ValueError: If ``max_text_length`` leaves no token for text or is above the tokenizer's ``model_max_length``, or
+            ``template`` is not one of `TEMPLATES`.
 
     Example:
         >>> from m3el_hf import ClipNDProcessor
@@ -75,21 +71,30 @@ class ClipNDProcessor(ProcessorMixin):
             raise ValueError(f"max_text_length must be 3 or more, for start, a token and end, not {max_text_length}")
         _check_template(template)
         super().__init__(image_processor, tokenizer)
+        if max_text_length > self.tokenizer.model_max_length:
+            raise ValueError(
+                f"max_text_length is {max_text_length}, but the tokenizer's model takes no more than "
+                f"{self.tokenizer.model_max_length} tokens: pass a max_text_length of at most that"
+            )
         self.max_text_length = max_text_length
         self.template = template
+        self._encoder = encoder_of(self.tokenizer)
 
     @classmethod
-    def tiny(cls, texts: Iterable[str], *, vocab_size: int = 1200, image_size: int = 64) -> ClipNDProcessor:
+    def tiny(
+        cls, texts: Iterable[str], *, vocab_size: int = 1200, image_size: int = 64, template: str = "ND"
+    ) -> ClipNDProcessor:
         """A processor for `ClipNDConfig.tiny`: a small vocabulary learnt from ``texts``, small pictures.
 
         Args:
             texts: What the vocabulary is learnt from: training texts only.
             vocab_size: Most tokens that are learnt, besides the two special ones; 512 are the bytes.
             image_size: Side of the square pictures, in pixels.
+            template: What an entity's text is made of, one of `TEMPLATES`.
         """
         size = {"height": image_size, "width": image_size}
         image_processor = CLIPImageProcessorPil(size={"shortest_edge": image_size}, crop_size=size)
-        return cls(image_processor, _train_tokenizer(texts, vocab_size))
+        return cls(image_processor, train_tokenizer(texts, vocab_size), template=template)
 
     def mentions(
         self,
@@ -138,7 +143,7 @@ class ClipNDProcessor(ProcessorMixin):
         """
         texts, pictures = _rows(names, descriptions, images)
         template = self.template if template is None else template
-        templates = [template] * len(texts) if isinstance(template, str) else template
+        templates = template if isinstance(template, list | tuple) else [template] * len(texts)
         if len(templates) != len(texts):
             raise ValueError(f"a list of templates must have one for each row: {len(templates)} for {len(texts)} rows")
         shown = []
@@ -148,14 +153,18 @@ class ClipNDProcessor(ProcessorMixin):
             shown.append((name if "N" in one else "", description if "D" in one else ""))
         return self._prepare(shown, pictures, around_name=False)
 
-    def from_rows(self, batch: Mapping[str, Any], side: str) -> dict[str, Any]:
-        """Prepares rows of a dataset: ``rows[:8]``, or what ``map(batched=True)`` and ``with_transform`` pass on.
+    def from_rows(self, batch: Mapping[str, Any] | Sequence[Mapping[str, Any]], side: str) -> dict[str, Any]:
+        """Prepares rows of a dataset, as it hands them out.
+
+        That is ``rows[:8]``, what ``map(batched=True)`` and ``with_transform`` pass on, or a list of rows, as a
+        ``DataLoader`` passes its ``collate_fn`` and as a streamed set is collected.
 
         The candidates of a row are not rows themselves: give its ``candidate_names``, ``candidate_descriptions`` and
         ``candidate_images`` to `entities`.
 
         Args:
-            batch: A list for each column. Of the side's `COLUMNS`, those that a task does not show may be absent.
+            batch: A list for each column, or a list of rows. Of the side's `COLUMNS`, those that a task does not show
+                may be absent.
             side: "mention" for rows of any config but ``entities``, "entity" for rows of that one.
 
         Returns:
@@ -164,13 +173,23 @@ class ClipNDProcessor(ProcessorMixin):
         Raises:
             ValueError: As in `mentions`; also if ``side`` is neither, or the batch has none of its columns.
             TypeError: As in `mentions`; also for a single row in place of a batch.
+
+        Example:
+            >>> from datasets import Dataset
+            >>> from m3el_hf import ClipNDProcessor
+            >>> processor = ClipNDProcessor.tiny(["Kansas, a band"])
+            >>> rows = Dataset.from_dict({"mention": ["Kansas", None], "context": [None, "a band"]})
+            >>> sorted(processor.from_rows(rows[:2], side="mention"))
+            ['attention_mask', 'has_image', 'has_text', 'input_ids']
         """
-        if side not in COLUMNS:
+        if side not in tuple(COLUMNS):
             raise ValueError(f"side must be 'mention' or 'entity', not {side!r}")
-        columns = [batch[column] if column in batch else None for column in COLUMNS[side]]
+        by_column = _by_column(batch)
+        columns = [by_column[column] if column in by_column else None for column in COLUMNS[side]]
         if all(column is None for column in columns):
-            wanted, found = ", ".join(COLUMNS[side]), ", ".join(batch) or "none"
-            raise ValueError(f"side {side!r} is prepared of the columns {wanted}; the batch has {found}")
+            wanted, found = ", ".join(COLUMNS[side]), ", ".join(by_column) or "none"
+            way_out = "; give a row's candidates to entities()" if "candidate_names" in by_column else ""
+            raise ValueError(f"side {side!r} is prepared of the columns {wanted}; the batch has {found}{way_out}")
         prepared = self.mentions(*columns) if side == "mention" else self.entities(*columns)
         return {name: value for name, value in prepared.items() if value is not None}
 
@@ -244,30 +263,19 @@ class ClipNDProcessor(ProcessorMixin):
         return batch | {"has_text": has_text, "has_image": has_image}
 
     def _token_ids(self, texts: list[tuple[str, str]], around_name: bool) -> list[list[int]]:
-        """What stands between start and end in each row: the tokens of the name, then those of the detail that fit.
-
-        A tokenizer keeps the truncation and padding of its last call, and threads that ask for different ones get each
-        other's. So every call here asks for the same, none, and both are done outside.
-        """
+        """What stands between start and end in each row: the tokens of the name, then those of the detail that fit."""
         n, room = len(texts), self.max_text_length - 2
         reach = room * CHARACTERS_PER_TOKEN
         heads = [name[:reach] + ("." if name and detail else "") for name, detail in texts]
-        details = [_excerpt(name if around_name else "", detail, reach) for name, detail in texts]
-        tokens = self.tokenizer(
-            heads + details,
-            add_special_tokens=False,
-            padding=False,
-            truncation=False,
-            split_special_tokens=True,  # a text that spells the end-of-text token must not end there
-            verbose=False,
-        )
+        details = [excerpt(name if around_name else "", detail, reach) for name, detail in texts]
+        encoded = self._encoder.encode_batch(heads + details, add_special_tokens=False)
         rows = []
-        for row, (head, ids) in enumerate(zip(tokens["input_ids"][:n], tokens["input_ids"][n:], strict=True)):
-            left, first = max(0, room - len(head)), 0
-            if around_name and 0 < left < len(ids):
-                middle = tokens.char_to_token(n + row, _find(texts[row][0], details[row])) or 0
-                first = _window_start(middle, len(head), left, tokens.word_ids(n + row))
-            rows.append(head[:room] + ids[first : first + left])
+        for (name, _), text, head, detail in zip(texts, details, encoded[:n], encoded[n:], strict=True):
+            left, first = max(0, room - len(head.ids)), 0
+            if around_name and 0 < left < len(detail.ids):
+                middle = detail.char_to_token(find(name, text)) or 0
+                first = window_start(middle, len(head.ids), left, detail.word_ids)
+            rows.append(head.ids[:room] + detail.ids[first : first + left])
         return rows
 
 
@@ -282,13 +290,16 @@ def _rows(
 ) -> tuple[list[tuple[str, str]], list[ImageInput | None]]:
     """Name and detail of each row, empty where it has none, and its picture."""
     lists = {"names": names, "contexts or descriptions": details, "images": images}
-    for values in lists.values():
-        if isinstance(values, str | bytes | dict | Path | Image.Image):
+    given = [values for values in lists.values() if values is not None]
+    if not given:
+        raise ValueError(f"there is nothing to prepare: pass {', '.join(lists)}, or some of them")
+    for values in given:
+        if not _is_list(values):
             raise TypeError(
-                "names, contexts or descriptions, and images must be lists, an entry a row; one is a "
-                + ("string" if isinstance(values, str) else type(values).__name__)
+                "names, contexts or descriptions, and images must be lists, an entry a row, also for a single row; got "
+                f"{type(values).__name__}"
             )
-    lengths = {len(values) for values in lists.values() if values is not None}
+    lengths = {len(values) for values in given}
     if len(lengths) != 1:
         found = ", ".join(f"{label} {'absent' if one is None else len(one)}" for label, one in lists.items())
         raise ValueError(f"names, contexts or descriptions, and images must be lists of one length: {found}")
@@ -297,8 +308,32 @@ def _rows(
     texts = []
     for row, (name, detail) in enumerate(zip(columns[0], columns[1], strict=True)):
         with _naming(row):
-            texts.append((_clean(name), _clean(detail)))
+            texts.append((clean(name), clean(detail)))
     return texts, list(columns[2])
+
+
+def _is_list(values: Any) -> bool:
+    """Whether it has an entry for each row: neither one text or picture alone, nor a set or a generator."""
+    if isinstance(values, np.ndarray | Tensor):
+        return values.ndim > 0 and not (values.ndim == 3 and values.shape[2] in (3, 4))
+    return hasattr(values, "__len__") and hasattr(values, "__getitem__") and not isinstance(values, str | bytes | dict)
+
+
+def _by_column(batch: Any) -> Mapping[str, Any]:
+    """The batch with a list for each column; a row that lacks another's column has None there."""
+    if not isinstance(batch, list | tuple):
+        if not hasattr(batch, "keys"):
+            raise TypeError(
+                f"a batch must have a list for each column, or be a list of rows, not {type(batch).__name__}"
+            )
+        return batch
+    for number, row in enumerate(batch):
+        with _naming(number):
+            if not isinstance(row, Mapping):
+                raise TypeError(f"a row must be a dict of columns, not {type(row).__name__}")
+    return {
+        column: [row.get(column) for row in batch] for column in dict.fromkeys(name for row in batch for name in row)
+    }
 
 
 @contextmanager
@@ -316,73 +351,30 @@ def _check_template(template: Any) -> None:
         raise ValueError(f"a template must be one of {', '.join(TEMPLATES)}, not {template!r}")
 
 
-def _clean(text: Any) -> str:
-    """One space between words, none around them, and no half of a character (a lone surrogate): no tokenizer takes it.
-
-    Raises:
-        TypeError: If it is neither a string nor None.
-    """
-    if text is None:
-        return ""
-    if not isinstance(text, str):
-        raise TypeError(f"a text must be a string or None, not {type(text).__name__}")
-    return " ".join(text.encode("utf-8", "replace").decode().split())
-
-
-def _find(name: str, text: str) -> int:
-    """Where the name first stands in the text, as a word of its own if it does anywhere; 0 if it stands nowhere."""
-    if not name:
-        return 0
-    name = re.escape(name)
-    found = re.search(rf"(?<!\w){name}(?!\w)", text, re.IGNORECASE) or re.search(name, text, re.IGNORECASE)
-    return found.start() if found else 0
-
-
-def _excerpt(name: str, text: str, reach: int) -> str:
-    """At most ``reach`` characters before and from the first occurrence of the name, else from the beginning."""
-    if len(text) <= reach:
-        return text
-    middle = _find(name, text) if len(name) < reach else 0  # a longer name leaves no room for the text
-    return text[max(0, middle - reach) : middle + reach]
-
-
-def _window_start(middle: int, width: int, size: int, words: Sequence[int | None]) -> int:
-    """The first of ``size`` tokens that hold the ``width`` tokens from ``middle`` on in their midst, where they can.
-
-    Args:
-        middle: Where the tokens in the midst begin.
-        width: Their number.
-        size: Tokens of the window, fewer than there are.
-        words: The word of each token; the window does not begin within one.
-    """
-    first = max(0, min(middle - max(0, size - width) // 2, len(words) - size))
-    while 0 < first < middle and words[first] == words[first - 1]:
-        first += 1
-    return first
-
-
 def _open(image: Any) -> Image.Image:
     """The picture as upright RGB; errors as in `ClipNDProcessor.pixel_values`."""
     if isinstance(image, dict):
         image = image.get("bytes") or image.get("path") or b""
-    if isinstance(image, str) and "://" in image:
-        raise ValueError(f"{image} is an address: download the picture and pass its bytes or its path")
+    if isinstance(image, str) and ("://" in image or image.startswith("data:")):
+        raise ValueError(f"{_quoted(image)} is an address: download the picture and pass its bytes or its path")
     if not isinstance(image, Image.Image | np.ndarray | bytes | str | Path):
         raise TypeError(f"a picture must be PIL, an array, bytes, a path or pixels, not {type(image).__name__}")
     try:
         if isinstance(image, bytes | str | Path):
             return decode_image(image)
-        picture = _from_array(image) if isinstance(image, np.ndarray) else image
-        if 0 in picture.size:
-            raise UnusableImageError("has no pixels")
-        return to_rgb(picture)
+        return to_rgb(_from_array(image) if isinstance(image, np.ndarray) else image)
     except Exception as error:  # a file that PIL has opened but not read yet may be broken, and then raises anything
         given = "bytes" if isinstance(image, bytes) else "an array" if isinstance(image, np.ndarray) else "PIL"
-        name = str(image) if isinstance(image, str | Path) else f"a picture given as {given}"
+        name = f"the file {_quoted(str(image))}" if isinstance(image, str | Path) else f"a picture given as {given}"
         reason = (
             error if isinstance(error, UnusableImageError) else f"cannot be decoded ({type(error).__name__}: {error})"
         )
         raise ValueError(f"{name} {reason}") from error
+
+
+def _quoted(text: str) -> str:
+    """The text in quotes on one line of a readable length."""
+    return repr(text if len(text) <= 200 else f"{text[:200]}...")
 
 
 def _from_array(pixels: np.ndarray) -> Image.Image:
@@ -391,6 +383,8 @@ def _from_array(pixels: np.ndarray) -> Image.Image:
         raise UnusableImageError(
             f"must be uint8 [H, W], [H, W, 3] or [H, W, 4] with 255 for white, not {pixels.dtype} {list(pixels.shape)}"
         )
+    if 0 in pixels.shape:
+        raise UnusableImageError("has no pixels")  # Pillow takes no empty array
     return Image.fromarray(pixels)
 
 
@@ -406,26 +400,3 @@ def _resized(size: tuple[int, int], target: SizeDict) -> tuple[int, int]:
     if new[0] * new[1] > MAX_PIXELS:
         raise ValueError(f"a picture of {width} x {height} is too long and thin: resized, it is {new[0]} x {new[1]}")
     return new
-
-
-def _train_tokenizer(texts: Iterable[str], vocab_size: int) -> CLIPTokenizer:
-    """Learns a CLIP tokenizer of ``vocab_size`` tokens and the two special ones.
-
-    As in CLIP's own vocabulary, every byte stands in it twice, within a word and at its end, so that no text has an
-    unknown token: that is the end-of-text token, at the first of which CLIP pools. The special tokens come last, since
-    old CLIP checkpoints pool at the largest id.
-    """
-    backend = CLIPTokenizer().backend_tokenizer
-    tokenizer = Tokenizer(models.BPE(unk_token="<|endoftext|>", end_of_word_suffix="</w>"))
-    tokenizer.normalizer, tokenizer.pre_tokenizer = backend.normalizer, backend.pre_tokenizer
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size, initial_alphabet=alphabet, end_of_word_suffix="</w>", show_progress=False
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    model = json.loads(tokenizer.to_str())["model"]
-    symbols = [*alphabet, *(byte + "</w>" for byte in alphabet)]
-    merges: list[Any] = [tuple(merge) for merge in model["merges"]][: max(0, vocab_size - len(symbols))]
-    tokens = [*symbols, *("".join(merge) for merge in merges), "<|startoftext|>", "<|endoftext|>"]
-    vocab = {token: number for number, token in enumerate(dict.fromkeys(tokens))}
-    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=77)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 import random
@@ -16,6 +17,7 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import set_seed
 from datasets import Dataset
+from peft import PeftModel
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -96,7 +98,8 @@ def train(
 ) -> tuple[ClipNDModel, TrainingResult]:
     """Trains the model and leaves it with the weights of the best validation MRR.
 
-    The best checkpoint so far lies in ``output_dir/best``, written whole before the one before is replaced.
+    The best checkpoint so far lies in ``output_dir/best``, adapters merged, and is written whole before the one before
+    is replaced.
 
     Args:
         model: The model; changed in place.
@@ -263,7 +266,13 @@ def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, A
 
 
 def _save(model: Any, processor: ClipNDProcessor, folder: Path) -> None:
-    """Writes a checkpoint beside ``folder`` and swaps it in, so that a kill leaves the old or the new one whole."""
+    """Writes a checkpoint beside ``folder`` and swaps it in, so that a kill leaves the old or the new one whole.
+
+    Adapters are merged into a copy: without the weights that the run started from, which it does not keep, they are of
+    no use.
+    """
+    if isinstance(model, PeftModel):
+        model = copy.deepcopy(model).merge_and_unload()
     partial, old = folder.with_name(folder.name + ".partial"), folder.with_name(folder.name + ".old")
     for leftover in (partial, old):
         shutil.rmtree(leftover, ignore_errors=True)

@@ -15,7 +15,9 @@ from m3el_hf.modeling.processing_clipnd import ClipNDProcessor
 from m3el_hf.sources import check_source, explain_hub_error
 
 
-def start_model(base: str | None, head: str, rows: Dataset, seed: int = 0) -> tuple[ClipNDModel, ClipNDProcessor]:
+def start_model(
+    base: str | None, head: str, rows: Dataset, seed: int = 0, template: str = "ND"
+) -> tuple[ClipNDModel, ClipNDProcessor]:
     """Returns a model, on the accelerator where there is one, and its processor.
 
     Args:
@@ -23,6 +25,7 @@ def start_model(base: str | None, head: str, rows: Dataset, seed: int = 0) -> tu
         head: The head of `ClipNDConfig`.
         rows: The training rows; a model from scratch learns its vocabulary from their texts.
         seed: Seeds the weights that do not come from ``base``.
+        template: What an entity's text is made of, as `ClipNDProcessor` has it.
 
     Raises:
         M3ELError: If ``base`` is no CLIP checkpoint or cannot be had.
@@ -30,12 +33,13 @@ def start_model(base: str | None, head: str, rows: Dataset, seed: int = 0) -> tu
     torch.manual_seed(seed)
     device = Accelerator().device
     if base is None:
-        processor = ClipNDProcessor.tiny(_texts(rows))
+        processor = ClipNDProcessor.tiny(_texts(rows), template=template)
         config = ClipNDConfig.tiny(len(processor.tokenizer), processor.tokenizer.eos_token_id, head=head)
         return ClipNDModel(config).to(device), processor
     check_source(base)
     try:
         model, processor = ClipNDModel.from_clip(base, head=head), ClipNDProcessor.from_pretrained(base)
+        processor = ClipNDProcessor(processor.image_processor, processor.tokenizer, template=template)
     except (OSError, ValueError) as error:
         raise M3ELError(f"cannot start from {base}: {explain_hub_error(error)}") from error
     return model.to(device), processor

@@ -8,6 +8,7 @@ from datasets import Dataset, DatasetDict
 from torch import Tensor
 
 from m3el_hf.data.collator import Batch, LinkingCollator, undecoded
+from m3el_hf.errors import M3ELError
 from m3el_hf.modeling.processing_clipnd import ClipNDProcessor
 
 
@@ -113,3 +114,24 @@ def test_undecoded_rows_hold_bytes(data):
     assert isinstance(rows[0]["candidate_images"][0]["bytes"], bytes)
     assert rows.column_names == data["train"].column_names
     assert len(rows) == len(data["train"])
+
+
+@pytest.mark.parametrize("template", ["N", "D"])
+def test_entities_show_what_the_processor_s_template_says(rows, processor, template):
+    chosen = ClipNDProcessor(processor.image_processor, processor.tokenizer, template=template)
+    entities = {
+        qid: (name, text)
+        for row in rows
+        for qid, name, text in zip(
+            row["candidate_qids"], row["candidate_names"], row["candidate_descriptions"], strict=True
+        )
+    }
+    shown = processor.entities([one["ND".index(template)] for one in entities.values()])
+    assert torch.equal(LinkingCollator(chosen)(rows).entities["input_ids"], shown["input_ids"])
+
+
+def test_a_candidate_that_the_template_leaves_without_text_is_named(rows, processor):
+    chosen = ClipNDProcessor(processor.image_processor, processor.tokenizer, template="D")
+    bare = rows[0] | {"candidate_names": ["Kansas", "a", "b"], "candidate_descriptions": [None, "a band", "a state"]}
+    with pytest.raises(M3ELError, match="^candidate 'Kansas' has no description, all that .* template 'D' shows: use"):
+        LinkingCollator(chosen)([bare])

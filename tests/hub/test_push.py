@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import time
 from collections.abc import Iterator
@@ -224,6 +225,81 @@ def test_a_model_leaves_no_old_weights(client, hub, saved):
     client.push(saved, "user/clipnd", repo_type="model")
     files = hub.files("user/clipnd").keys() - {".gitattributes"}
     assert files == {"config.json", "model.safetensors", *added}
+
+
+def test_adapters_leave_no_whole_model(client, hub, saved):
+    client.push(saved, "user/clipnd", repo_type="model")
+    for file in saved.iterdir():
+        file.unlink()
+    (saved / "adapter_config.json").write_text('{"base_model_name_or_path": "user/base"}')
+    (saved / "adapter_model.safetensors").write_text("adapters")
+    client.push(saved, "user/clipnd", repo_type="model")
+    assert local_files(saved).keys() == hub.files("user/clipnd").keys() - {".gitattributes"}
+
+
+@pytest.mark.parametrize(
+    ("base", "says"),
+    [
+        (None, "holds adapters that name no base: save the model that they were added to"),
+        ("{folder}", "holds adapters of {folder}, which nobody else has: push that too"),
+        ("/gone/base", "holds adapters of /gone/base, which nobody else has"),
+    ],
+)
+def test_adapters_whose_base_nobody_has_are_not_pushed(base, says, tmp_path):
+    base = base and base.format(folder=tmp_path)
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": base}))
+    with pytest.raises(M3ELError, match=says.format(folder=tmp_path)):
+        push_folder(tmp_path, "user/adapters")
+
+
+def test_adapters_come_back_from_the_hub_with_their_base(client, hub, processor, tmp_path):
+    tiny_model(processor, "matching").save_pretrained(tmp_path / "base")
+    processor.save_pretrained(tmp_path / "base")
+    client.push(tmp_path / "base", "user/base", repo_type="model")
+    run_python(
+        f"""
+        import torch
+        from transformers import AutoModel, AutoProcessor
+        from m3el_hf import ClipNDModel, add_lora
+        from m3el_hf.cli import main
+        from m3el_hf.sources import load_model
+
+        def scores(model, processor):
+            side = processor.mentions(["Kansas", "Kansas"], ["a band", "a state"])
+            with torch.no_grad():
+                return model.score(model.encode_mentions(**side), model.encode_entities(**side)).total
+
+        processor = AutoProcessor.from_pretrained("user/base")
+        trained = add_lora(ClipNDModel.from_pretrained("user/base"))
+        with torch.no_grad():
+            for weight in trained.parameters():
+                weight += weight.requires_grad * 0.1 * torch.randn_like(weight)
+        trained.save_pretrained({str(tmp_path / "adapter")!r})
+        processor.save_pretrained({str(tmp_path / "adapter")!r})
+        torch.save(scores(trained, processor), {str(tmp_path / "scores.pt")!r})
+        assert main(["push", {str(tmp_path / "adapter")!r}, "user/adapters"]) == 0
+        model, processor = load_model("user/adapters")
+        torch.testing.assert_close(scores(model.cpu(), processor), scores(trained, processor), rtol=1e-5, atol=1e-5)
+        """,
+        hub_environment(hub.url, tmp_path / "push"),
+    )
+    assert "model.safetensors" not in hub.files("user/adapters")
+    run_python(
+        f"""
+        import sys
+        sys.modules["m3el_hf"] = None  # whoever downloads needs no package
+        import torch
+        from transformers import AutoModel, AutoProcessor
+
+        model = AutoModel.from_pretrained("user/adapters", trust_remote_code=True)
+        processor = AutoProcessor.from_pretrained("user/adapters", trust_remote_code=True)
+        side = processor.mentions(["Kansas", "Kansas"], ["a band", "a state"])
+        with torch.no_grad():
+            total = model.score(model.encode_mentions(**side), model.encode_entities(**side)).total
+        torch.testing.assert_close(total, torch.load({str(tmp_path / "scores.pt")!r}), rtol=1e-5, atol=1e-5)
+        """,
+        hub_environment(hub.url, tmp_path / "load"),
+    )
 
 
 def test_what_has_arrived_is_not_sent_again(client, hub, built):

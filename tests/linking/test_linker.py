@@ -120,8 +120,22 @@ def test_an_empty_knowledge_base_is_an_error(model, processor, empty):
 def test_an_entity_with_nothing_is_named(model, processor, monkeypatch):
     monkeypatch.setattr(linker, "BATCH_SIZE", 2)
     bare = {"qid": "Q77", "name": "", "description": " ", "image": None}
-    with pytest.raises(M3ELError, match="entity Q77 has neither text nor picture"):
+    with pytest.raises(
+        M3ELError, match="entity Q77 has neither text nor picture under the template 'ND': leave it out"
+    ):
         EntityLinker(model, processor, [*ENTITIES, bare])
+
+
+def test_a_knowledge_base_shows_what_the_processor_s_template_says(model, processor):
+    described = [{"qid": str(k), "name": "Kansas", "description": f"band {k}", "image": None} for k in range(3)]
+    by_name = ClipNDProcessor(processor.image_processor, processor.tokenizer, template="N")
+    scores = [
+        [link.score for link in EntityLinker(model, one, described)(name="a band")] for one in (by_name, processor)
+    ]
+    assert np.ptp(scores[0]) < 1e-4 < np.ptp(scores[1])
+    by_description = ClipNDProcessor(processor.image_processor, processor.tokenizer, template="D")
+    with pytest.raises(M3ELError, match="^entity 7 has neither text nor picture under the template 'D': leave it out$"):
+        EntityLinker(model, by_description, [{"qid": "7", "name": "Kansas", "description": None, "image": None}])
 
 
 @pytest.mark.parametrize("mention", [{}, {"name": "", "context": " "}, {"name": None, "image": None}])

@@ -90,6 +90,13 @@ def test_a_newer_format_is_refused_with_what_to_do(tmp_path):
             read(edited(tmp_path, format_version=2))
 
 
+def test_another_kind_of_model_is_refused(tmp_path):
+    CLIPConfig().save_pretrained(tmp_path)
+    for read in (ClipNDConfig.from_pretrained, ClipNDModel.from_pretrained):  # which would get random weights
+        with pytest.raises(ValueError, match="a 'clip' checkpoint, not a 'clipnd' one: .* ClipNDModel.from_clip$"):
+            read(tmp_path)
+
+
 def test_unknown_keys_are_kept(tmp_path):
     config = ClipNDConfig.from_pretrained(edited(tmp_path, something_new=[1, "a"]))
     assert config.something_new == [1, "a"]

@@ -357,6 +357,13 @@ def test_pictures_in_memory_become_rgb(mode):
     assert (image.mode, image.size) == ("RGB", (5, 4))
 
 
+@pytest.mark.parametrize("mode", ["I;16", "I;16B"])
+def test_pictures_of_sixteen_bits_lose_the_lower_eight(mode):
+    shades = np.arange(65536, dtype=">u2" if mode == "I;16B" else "<u2").reshape(256, 256)
+    image = Image.frombytes(mode, (256, 256), shades.tobytes())
+    np.testing.assert_array_equal(np.asarray(to_rgb(image))[..., 0], shades // 256)
+
+
 def test_dark_pictures_of_integers_keep_their_shades():
     shades = np.arange(0, 256, dtype=np.int32).reshape(16, 16)
     np.testing.assert_array_equal(np.asarray(to_rgb(Image.fromarray(shades)))[..., 0], shades)

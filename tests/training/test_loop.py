@@ -70,17 +70,6 @@ def test_the_same_seed_gives_the_same_weights(processor, data, tmp_path):
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-@pytest.mark.parametrize("head", ["clip", "matching"])
-def test_lora_trains_and_returns_a_plain_model(head, processor, data, tmp_path):
-    rows, held_out = data["train"].select(range(16)), data["validation"].select(range(8))
-    model = tiny_model(processor, head)
-    tower = model.clip.text_model.encoder.layers[0].mlp.fc1.weight.clone()
-    trained, _ = train(model, processor, rows, held_out, arguments(tmp_path, lora=True), progress=False)
-    assert type(trained) is ClipNDModel
-    assert not torch.equal(trained.clip.text_model.encoder.layers[0].mlp.fc1.weight, tower)
-    assert (tmp_path / "best" / "adapter_config.json").is_file()
-
-
 def test_a_loss_that_is_not_finite_stops_the_run(processor, data, tmp_path):
     model = tiny_model(processor)
     with torch.no_grad():

@@ -10,7 +10,8 @@ from tests.conftest import tiny_model
 
 @pytest.mark.parametrize("head", ["clip", "matching"])
 def test_from_scratch_it_knows_the_words_of_its_rows(data, head):
-    model, processor = start_model(None, head, data["train"])
+    model, processor = start_model(None, head, data["train"], template="N")
+    assert processor.template == "N"
     assert model.config.head == head
     assert model.num_parameters() < 1_000_000
     assert len(processor.tokenizer) == model.clip.config.text_config.vocab_size
@@ -23,7 +24,8 @@ def test_from_a_clip_it_has_its_weights(processor, data, tmp_path):
     clip.save_pretrained(tmp_path)
     processor.tokenizer.save_pretrained(tmp_path)
     processor.image_processor.save_pretrained(tmp_path)
-    model, loaded = start_model(str(tmp_path), "matching", data["train"])
+    model, loaded = start_model(str(tmp_path), "matching", data["train"], template="D")
+    assert loaded.template == "D"
     for name, weight in clip.state_dict().items():
         torch.testing.assert_close(model.clip.state_dict()[name], weight, rtol=0, atol=0)
     assert loaded.tokenizer("a band").input_ids == processor.tokenizer("a band").input_ids
