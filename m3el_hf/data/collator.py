@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import chain
+from typing import Any, NamedTuple
 
 import torch
 from datasets import Dataset, Image, List
@@ -27,6 +28,21 @@ def undecoded(rows: Dataset) -> Dataset:
     )
 
 
+class EntityRow(NamedTuple):
+    """An entity as a row's candidate shows it; None for what it lacks."""
+
+    qid: str
+    name: str | None
+    description: str | None
+    image: dict[str, Any] | None
+
+
+def candidates_of(row: Row) -> list[EntityRow]:
+    """Returns a row's candidates, in its order."""
+    columns = ("candidate_qids", "candidate_names", "candidate_descriptions", "candidate_images")
+    return [EntityRow(*values) for values in zip(*(row[column] for column in columns), strict=True)]
+
+
 @dataclass
 class Batch:
     """B mentions and the N different entities that are candidates of some of them.
@@ -34,12 +50,14 @@ class Batch:
     Attributes:
         mentions: Arguments of `ClipNDModel.encode_mentions`.
         entities: Arguments of `ClipNDModel.encode_entities`.
+        qids: The N entities' identifiers.
         candidates: For each mention the indices of its own candidates among the entities, in the row's order.
         labels: ``[B]``, the index of each mention's gold among the entities.
     """
 
     mentions: dict[str, Any]
     entities: dict[str, Any]
+    qids: list[str]
     candidates: list[list[int]]
     labels: Tensor
 
@@ -57,24 +75,37 @@ class LinkingCollator:
         self._room = cache_bytes
         self._pixels: dict[bytes, Tensor] = {}
 
-    def __call__(self, rows: Sequence[Row]) -> Batch:
+    def __call__(
+        self,
+        rows: Sequence[Row],
+        others: Iterable[EntityRow] = (),
+        template: Callable[[EntityRow], str | None] = lambda entity: None,
+    ) -> Batch:
         """Prepares both sides of the rows, showing all that they have.
 
         An entity stands once in a batch, so that a pair of the same entity is never a negative: as the first row
         describes it, and what that row lacks as the next that has it does.
 
+        Args:
+            rows: Their candidates are the entities.
+            others: Entities besides these.
+            template: What an entity's text is made of; None for what the processor says.
+
         Raises:
             M3ELError: If the processor's template shows no text of an entity that has a name: tasks count on its text.
         """
-        entities: dict[str, tuple[Any, ...]] = {}
-        for row in rows:
-            described = zip(row["candidate_names"], row["candidate_descriptions"], row["candidate_images"], strict=True)
-            for qid, description in zip(row["candidate_qids"], described, strict=True):
-                known = entities.get(qid, (None, None, None))
-                entities[qid] = tuple(old or new for old, new in zip(known, description, strict=True))
+        entities: dict[str, EntityRow] = {}
+        for one in chain(*map(candidates_of, rows), others):
+            known = entities.setdefault(one.qid, one)
+            entities[one.qid] = EntityRow(*(old or new for old, new in zip(known, one, strict=True)))
         index = {qid: position for position, qid in enumerate(entities)}
-        names, descriptions, images = zip(*entities.values(), strict=True)
-        prepared = self.processor.entities(names, descriptions, [self._prepared(image) for image in images])
+        qids, names, descriptions, images = zip(*entities.values(), strict=True)
+        prepared = self.processor.entities(
+            names,
+            descriptions,
+            [self._prepared(image) for image in images],
+            template=[template(entity) or self.processor.template for entity in entities.values()],
+        )
         for name, shown in zip(names, prepared["has_text"].tolist(), strict=True):
             if name and not shown:
                 raise M3ELError(
@@ -88,6 +119,7 @@ class LinkingCollator:
                 [self._prepared(row["mention_image"]) for row in rows],
             ),
             entities=prepared,
+            qids=list(qids),
             candidates=[[index[qid] for qid in row["candidate_qids"]] for row in rows],
             labels=torch.tensor([index[row["answer_qid"]] for row in rows]),
         )

@@ -2,49 +2,116 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 from m3el_hf.errors import M3ELError
-from m3el_hf.tasks import TASKS
+from m3el_hf.training.augmentation import parse_stages, parse_templates
+
+CHOICES = {
+    "lr_scheduler_type": ("cosine", "linear", "constant"),
+    "mixed_precision": ("no", "bf16", "fp16"),
+    "report_to": ("none", "tensorboard", "wandb"),
+    "freeze": ("none", "text", "image", "both"),
+}
+
+
+def _says(default: Any, text: str) -> Any:
+    return field(default=default, metadata={"help": text})
 
 
 @dataclass
 class TrainingArguments:
-    """Settings of one training run; each is a flag of `m3el-hf train`.
+    """Settings of one training run; each is a flag of `m3el-hf train` and a key of its YAML file.
 
-    The metadata's help is the description of each field.
+    The metadata's help is the description of each field. A share is of the whole run: 0.1 is every tenth of it.
 
     Raises:
         M3ELError: If a value is out of its range.
     """
 
-    output_dir: Path = field(default=Path("runs/train"), metadata={"help": "where checkpoints are written"})
-    num_train_epochs: int = field(default=20, metadata={"help": "passes over the training rows, at most"})
-    max_minutes: float | None = field(default=None, metadata={"help": "stop after this time; None for no limit"})
-    per_device_train_batch_size: int = field(default=64, metadata={"help": "mentions a batch and process"})
-    learning_rate: float = field(default=1e-5, metadata={"help": "peak of a linear warm-up and cosine decay"})
-    warmup_steps: int = field(default=50, metadata={"help": "steps of linear warm-up"})
-    weight_decay: float = field(default=0.1, metadata={"help": "not applied to gains, biases and scales"})
-    max_grad_norm: float = field(default=1.0, metadata={"help": "gradients are clipped to this norm"})
-    tasks_per_mention: int = field(default=1, metadata={"help": "different tasks drawn for a mention and step, 1 to 9"})
-    augment_pictures: bool = field(default=False, metadata={"help": "move, turn, scale and tint training pictures"})
-    token_dropout: float = field(default=0.0, metadata={"help": "share of a training text's tokens that are hidden"})
-    evaluations: int = field(default=10, metadata={"help": "validation runs, evenly spread; the best is kept"})
-    lora: bool = field(default=False, metadata={"help": "train LoRA adapters of the towers, and the head whole"})
-    lora_rank: int = field(default=8, metadata={"help": "rank of the adapters"})
-    seed: int = field(default=0, metadata={"help": "seeds the order, the draws and new weights"})
+    output_dir: Path = _says(Path("runs/train"), "where checkpoints, logs and plots are written")
+    seed: int = _says(0, "seeds the order, the draws and new weights")
+    # How long, and how large a batch.
+    num_train_epochs: int = _says(20, "passes over the training rows, at most")
+    max_steps: int | None = _says(None, "optimiser steps, at most; a streamed dataset needs it")
+    max_minutes: float | None = _says(None, "stop after this time; None for no limit")
+    per_device_train_batch_size: int = _says(64, "mentions that a process encodes at once")
+    gradient_accumulation_steps: int = _says(1, "such parts a step; all their entities are negatives of all mentions")
+    dataloader_num_workers: int = _says(0, "processes that prepare batches ahead")
+    # Optimisation.
+    learning_rate: float = _says(1e-5, "peak of the learning rate")
+    head_learning_rate: float | None = _says(None, "that of the head, where it differs")
+    lr_scheduler_type: str = _says(
+        "cosine", "how it falls after the warm-up: " + ", ".join(CHOICES["lr_scheduler_type"])
+    )
+    warmup_steps: int = _says(50, "steps of linear warm-up")
+    weight_decay: float = _says(0.1, "not applied to gains, biases and scales")
+    adam_epsilon: float = _says(1e-8, "epsilon of AdamW")
+    max_grad_norm: float = _says(1.0, "gradients are clipped to this norm")
+    mixed_precision: str = _says("no", "no, bf16 or fp16; scores and losses are in fp32 in any case")
+    torch_compile: bool = _says(False, "compile the towers")
+    gradient_checkpointing: bool = _says(False, "compute activations again in the backward pass, to save memory")
+    # What is trained.
+    freeze: str = _says("none", "towers that stay as they are: " + ", ".join(CHOICES["freeze"]))
+    lora: bool = _says(False, "train LoRA adapters of the towers, and the head whole")
+    lora_rank: int = _says(8, "rank of the adapters")
+    # Modality augmentation and negatives.
+    tasks: str = _says("uniform", "tasks to draw: uniform, weights (t2t=1,it2it=2), or stages (uniform; 0.5: it2it=1)")
+    tasks_per_mention: int = _says(1, "different tasks drawn for a mention and step, 1 to 9")
+    entity_text: str | None = _says(
+        None, "draw an entity's text, as in N=1,D=1,ND=2; None for the processor's template"
+    )
+    augment_pictures: bool = _says(False, "move, turn, scale and tint training pictures")
+    token_dropout: float = _says(0.0, "share of a training text's tokens that are hidden")
+    mine_negatives: int | None = _says(None, "look for hard negatives every so many epochs")
+    negatives_per_mention: int = _says(4, "hard negatives that a mention brings along")
+    # Validation, checkpoints, logs.
+    eval_steps: float = _says(0.1, "validate every so many steps, or share of the run if below 1; the best is kept")
+    save_steps: float = _says(0.1, "write a checkpoint every so many steps, or share of the run")
+    save_total_limit: int = _says(2, "checkpoints that are kept, besides the best")
+    early_stopping_patience: int | None = _says(None, "stop after so many validation runs without a better MRR")
+    logging_steps: int = _says(10, "write losses every so many steps")
+    report_to: str = _says("none", "also log to: " + ", ".join(CHOICES["report_to"]))
+    resume: bool = _says(False, "continue from the last checkpoint in output_dir")
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
         self.output_dir = Path(self.output_dir)
-        for name in ("num_train_epochs", "per_device_train_batch_size", "evaluations", "lora_rank"):
-            if getattr(self, name) < 1:
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise M3ELError(f"{name} is {getattr(self, name)!r}: choose one of {', '.join(choices)}")
+        positive = ("num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps", "lora_rank")
+        positive += ("max_steps", "mine_negatives", "negatives_per_mention", "save_total_limit", "logging_steps")
+        for name in (*positive, "early_stopping_patience"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise M3ELError(f"{name} is {getattr(self, name)}: it must be at least 1")
-        if not 1 <= self.tasks_per_mention <= len(TASKS):
-            raise M3ELError(f"tasks_per_mention is {self.tasks_per_mention}: it must be 1 to {len(TASKS)}")
+        for name in ("learning_rate", "head_learning_rate", "max_minutes", "eval_steps", "save_steps", "max_grad_norm"):
+            if getattr(self, name) is not None and not getattr(self, name) > 0:
+                raise M3ELError(f"{name} is {getattr(self, name)}: it must be above 0")
+        for name in ("warmup_steps", "weight_decay", "adam_epsilon", "dataloader_num_workers"):
+            if not getattr(self, name) >= 0:
+                raise M3ELError(f"{name} is {getattr(self, name)}: it must not be negative")
+        if not 1 <= self.tasks_per_mention <= 9:
+            raise M3ELError(f"tasks_per_mention is {self.tasks_per_mention}: it must be 1 to 9")
         if not 0 <= self.token_dropout < 1:
             raise M3ELError(f"token_dropout is {self.token_dropout}: it must be at least 0 and below 1")
-        for name in ("learning_rate", "max_minutes"):
-            if getattr(self, name) is not None and getattr(self, name) <= 0:
-                raise M3ELError(f"{name} is {getattr(self, name)}: it must be above 0")
+        if self.lora and self.freeze != "none":
+            raise M3ELError("lora freezes the towers' own weights by itself: leave freeze out")
+        parse_stages(self.tasks)
+        parse_templates(self.entity_text)
+
+    @property
+    def batch_size(self) -> int:
+        """Mentions of a step and process."""
+        return self.per_device_train_batch_size * self.gradient_accumulation_steps
+
+    def to_dict(self) -> dict[str, Any]:
+        """All settings as JSON has them."""
+        return {name: str(value) if isinstance(value, Path) else value for name, value in asdict(self).items()}
+
+    @classmethod
+    def defaults(cls) -> dict[str, Any]:
+        """The default of each setting."""
+        return {one.name: one.default for one in fields(cls)}

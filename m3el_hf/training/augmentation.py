@@ -1,12 +1,14 @@
 """Modality augmentation: each mention draws tasks, and what a task hides is masked on both sides.
 
-The dataset paper (arXiv 2410.18096) trains CLIPND with modality augmentation on names and descriptions; that a task is
-drawn at random for each mention is our reading of it. Draws depend on the seed, the epoch and the row's id alone, so an
-example gets the same draw on any number of processes.
+The dataset paper (arXiv 2410.18096) trains CLIPND with modality augmentation on names and descriptions. It does not say
+how: that a task is drawn at random for each mention and step, and an entity's text as name, description or both, is our
+reading of it (inferred). All draws depend on the seed, the epoch and what is drawn for alone, so an example gets the
+same draw on any number of processes.
 """
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,15 +17,104 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from m3el_hf.errors import M3ELError
+from m3el_hf.modeling.processing_clipnd import TEMPLATES
 from m3el_hf.tasks import TASKS, Task
 
 Row = Mapping[str, Any]
+Weights = Mapping[str, float]
 
 
-def draw_tasks(row: Row, count: int, seed: int, epoch: int) -> list[Task]:
-    """Draws ``count`` different tasks among those the row fits, or all of those if they are fewer."""
+def parse_stages(text: str) -> list[tuple[float, Weights]]:
+    """Reads which tasks are drawn: from which share of the run on, and with which weights.
+
+    Args:
+        text: ``"uniform"``; weights as in ``"t2t=1,it2it=2"``; or stages, parted by semicolons, of which all but the
+            first say when they begin, as in ``"t2t=1; 0.3: uniform"``.
+
+    Raises:
+        M3ELError: If it cannot be read.
+    """
+    stages: list[tuple[float, Weights]] = []
+    for stage in text.split(";"):
+        begin, _, weights = stage.rpartition(":")
+        try:
+            start = float(begin) if begin.strip() else 0.0
+        except ValueError:
+            start = math.nan
+        if not (0 < start < 1 if stages else start == 0) or (stages and start <= stages[-1][0]):
+            raise M3ELError(
+                f"tasks is {text!r}: each stage but the first begins at a share, as in 'uniform; 0.5: t2t=1'"
+            )
+        uniform = dict.fromkeys(TASKS, 1.0)
+        stages.append((start, uniform if weights.strip() == "uniform" else _parse("tasks", weights, tuple(TASKS))))
+    return stages
+
+
+def parse_templates(text: str | None) -> Weights | None:
+    """Reads with which weights an entity's text is drawn, as in ``"N=1,D=1,ND=2"``; None for none.
+
+    Raises:
+        M3ELError: If it cannot be read.
+    """
+    return None if text is None else _parse("entity_text", text, tuple(TEMPLATES))
+
+
+def _parse(name: str, text: str, known: Sequence[str]) -> Weights:
+    weights = {}
+    for part in text.split(","):
+        key, _, value = (one.strip() for one in part.partition("="))
+        try:
+            weights[key] = float(value)
+        except ValueError:
+            weights[key] = math.nan
+        if key not in known or not 0 <= weights[key] < math.inf:
+            raise M3ELError(f"{name} is {text.strip()!r}: give weights, as in {known[0]}=1,{known[-1]}=2")
+    if not any(weights.values()):
+        raise M3ELError(f"{name} is {text.strip()!r}: some weight must be above 0")
+    return weights
+
+
+def weights_at(stages: Sequence[tuple[float, Weights]], share: float) -> Weights:
+    """The weights of the stage that a share of the run lies in."""
+    return next(weights for start, weights in reversed(stages) if share >= start)
+
+
+def draw_tasks(row: Row, count: int, seed: int, epoch: int, weights: Weights | None = None) -> list[Task]:
+    """Draws ``count`` different tasks among those the row fits, or all of those if they are fewer.
+
+    Args:
+        row: A dataset row.
+        count: How many tasks.
+        seed: The run's.
+        epoch: Which pass over the rows it is.
+        weights: Of the tasks, by name; absent ones have 0. None for equal ones. A row that fits no task of a weight
+            draws among all that it fits.
+    """
     fitting = [task for task in TASKS.values() if task.fits(row)]
-    return random.Random(f"{seed}:{epoch}:{row['id']}").sample(fitting, min(count, len(fitting)))
+    wanted = [task for task in fitting if weights is None or weights.get(task.name, 0) > 0] or fitting
+    dice = random.Random(f"{seed}:{epoch}:{row['id']}")
+    # Each waits an exponential time with its weight as rate, and the first are taken (P. Efraimidis and P. Spirakis,
+    # Weighted random sampling with a reservoir, 2006).
+    waits = {task.name: dice.expovariate((weights or {}).get(task.name, 0) or 1.0) for task in wanted}
+    return sorted(wanted, key=lambda task: waits[task.name])[:count]
+
+
+def draw_template(qid: str, described: tuple[bool, bool], weights: Weights, seed: int, epoch: int) -> str | None:
+    """Draws what an entity's text is made of, among what it has; None where it has neither name nor description.
+
+    Args:
+        qid: The entity.
+        described: Whether it has a name, and a description.
+        weights: Of the templates, by name.
+        seed: The run's.
+        epoch: Which pass over the rows it is.
+    """
+    has = {"N": described[0], "D": described[1], "ND": any(described)}
+    able = [one for one in TEMPLATES if has[one]]
+    wanted = [one for one in able if weights.get(one, 0) > 0] or able
+    odds = [weights.get(one, 0) or 1.0 for one in wanted]
+    return random.Random(f"{seed}:{epoch}:text:{qid}").choices(wanted, odds)[0] if wanted else None
 
 
 def task_views(drawn: Sequence[Sequence[Task]]) -> tuple[Tensor, Tensor]:
@@ -37,41 +128,44 @@ def task_views(drawn: Sequence[Sequence[Task]]) -> tuple[Tensor, Tensor]:
     return rows, torch.tensor(views, dtype=torch.bool).reshape(-1, 4)
 
 
-def augment_pictures(pixels: Tensor, generator: torch.Generator) -> Tensor:
+def uniform(names: Sequence[str], size: int) -> Tensor:
+    """Returns numbers in [0, 1) ``[n, size]``, each row's drawn for its name alone."""
+    drawn = [[dice.random() for _ in range(size)] for dice in map(random.Random, names)]
+    return torch.tensor(drawn, dtype=torch.float32).reshape(len(names), size)
+
+
+def augment_pictures(pixels: Tensor, names: Sequence[str]) -> Tensor:
     """Moves, turns, scales and tints pictures at random.
 
     Args:
         pixels: ``[n, 3, S, S]``, normalised.
-        generator: Makes the draws.
+        names: What each picture's draws depend on.
 
     Returns:
         New pictures of the same shape: up to 14 degrees, 25 % in scale, 20 % of the side in place, 20 % in contrast and
         0.4 standard deviations in brightness.
     """
-
-    def uniform(*shape: int) -> Tensor:
-        return torch.rand(*shape, generator=generator) * 2 - 1
-
     n = len(pixels)
-    scale, angle = 1 + 0.25 * uniform(n), 0.25 * uniform(n)
+    draws = 2 * uniform(names, 8) - 1
+    scale, angle = 1 + 0.25 * draws[:, 0], 0.25 * draws[:, 1]
     cosine, sine = scale * angle.cos(), scale * angle.sin()
-    place = 0.2 * uniform(2, n)
+    place = 0.2 * draws[:, 2:4].T
     transform = torch.stack([cosine, sine, place[0], -sine, cosine, place[1]], 1).reshape(n, 2, 3)
     grid = F.affine_grid(transform, list(pixels.shape), align_corners=False)
     moved = F.grid_sample(pixels, grid, padding_mode="border", align_corners=False)
-    return moved * (1 + 0.2 * uniform(n, 3, 1, 1)) + 0.4 * uniform(n, 1, 1, 1)
+    return moved * (1 + 0.2 * draws[:, 4:7].reshape(n, 3, 1, 1)) + 0.4 * draws[:, 7].reshape(n, 1, 1, 1)
 
 
-def drop_tokens(attention_mask: Tensor, share: float, generator: torch.Generator) -> Tensor:
+def drop_tokens(attention_mask: Tensor, share: float, names: Sequence[str]) -> Tensor:
     """Hides a random share of each text's tokens, never the first and the last, at which CLIP starts and pools.
 
     Args:
         attention_mask: ``[n, L]``, 1 for tokens.
         share: The probability of hiding a token.
-        generator: Makes the draws.
+        names: What each text's draws depend on.
     """
     inner = torch.ones_like(attention_mask, dtype=torch.bool)
     inner[:, 0] = False
     inner[torch.arange(len(inner)), attention_mask.sum(1) - 1] = False
-    hidden = inner & (torch.rand(attention_mask.shape, generator=generator) < share)
+    hidden = inner & (uniform(names, attention_mask.shape[1]) < share)
     return attention_mask.masked_fill(hidden, 0)

@@ -35,7 +35,9 @@ def gather(values: Tensor) -> list[Tensor]:
         return [values]
     sizes = _sizes(values)
     longest = [max(size) for size in zip(*sizes, strict=True)]
-    padding = [part for have, most in zip(reversed(values.shape), reversed(longest), strict=True) for part in (0, most - have)]
+    padding = [
+        part for have, most in zip(reversed(values.shape), reversed(longest), strict=True) for part in (0, most - have)
+    ]
     parts = _AllGather.apply(F.pad(values, padding))
     return [part[tuple(slice(length) for length in size)] for part, size in zip(parts, sizes, strict=True)]
 

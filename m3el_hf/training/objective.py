@@ -142,7 +142,9 @@ def backward(objective: nn.Module, batch: TrainingBatch, parts: int, accelerator
     for number in reversed(range(parts)):  # the first part is the largest: it is not empty, and can synchronise
         with accelerator.no_sync(objective) if number else nullcontext(), _random(states[number]):
             again = objective(*pieces[number])
-        pairs = [(again[side][name], leaf.grad) for side, leaves in encoded[number].items() for name, leaf in leaves.items()]
+        pairs = [
+            (again[side][name], leaf.grad) for side, leaves in encoded[number].items() for name, leaf in leaves.items()
+        ]
         wanted = [(value, gradient) for value, gradient in pairs if gradient is not None and value.requires_grad]
         if wanted:
             torch.autograd.backward(*zip(*wanted, strict=True))

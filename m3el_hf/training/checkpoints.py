@@ -1,0 +1,111 @@
+"""Folders that are written whole or not at all, and what a run is continued from."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from m3el_hf.errors import M3ELError
+
+STATE = "state.json"
+MAY_CHANGE = {
+    "output_dir", "resume", "dataloader_num_workers", "save_steps", "save_total_limit", "logging_steps", "report_to",
+    "early_stopping_patience", "max_minutes",
+}  # fmt: skip
+"""Settings that may differ when a run is continued: they change no weight, or are meant to."""
+
+
+@contextmanager
+def whole(folder: Path) -> Iterator[Path]:
+    """Gives a folder to write into beside ``folder`` and swaps it in: a kill leaves the old or the new one whole."""
+    partial, old = folder.with_name(folder.name + ".partial"), folder.with_name(folder.name + ".old")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    yield partial
+    for file in partial.rglob("*"):
+        _sync(file)
+    if folder.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        os.rename(folder, old)
+    os.rename(partial, folder)
+    _sync(folder.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def save_checkpoint(folder: Path, accelerator: Accelerator, step: int, state: dict[str, Any], limit: int) -> None:
+    """Writes ``checkpoint-STEP`` into ``folder``, and removes all but the newest ``limit``.
+
+    Args:
+        folder: The run's.
+        accelerator: It knows the model, the optimiser and each process's random state.
+        step: Steps taken.
+        state: All else that the run is continued with, as JSON has it.
+        limit: How many checkpoints are kept.
+    """
+    target = folder / f"checkpoint-{step}"
+    partial = target.with_name(target.name + ".partial")
+    if accelerator.is_main_process:
+        shutil.rmtree(partial, ignore_errors=True)
+    accelerator.wait_for_everyone()
+    accelerator.save_state(str(partial))
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        (partial / STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
+        for file in partial.rglob("*"):
+            _sync(file)
+        shutil.rmtree(target, ignore_errors=True)
+        os.rename(partial, target)
+        for old in _checkpoints(folder)[:-limit]:
+            shutil.rmtree(old)
+    accelerator.wait_for_everyone()
+
+
+def load_checkpoint(folder: Path, accelerator: Accelerator, settings: dict[str, Any]) -> dict[str, Any] | None:
+    """Restores the newest checkpoint and returns its state; None if there is none.
+
+    Args:
+        folder: The run's.
+        accelerator: It knows the model and the optimiser.
+        settings: The run's, which must be those that the checkpoint was made with, but for `MAY_CHANGE`.
+
+    Raises:
+        M3ELError: If they are not, or the weights are another model's.
+    """
+    if not (found := _checkpoints(folder)):
+        return None
+    state = json.loads((found[-1] / STATE).read_text(encoding="utf-8"))
+    for name, value in settings.items():
+        before = state["settings"].get(name)
+        if name not in MAY_CHANGE and before != value:
+            raise M3ELError(
+                f"{found[-1]} was made with {name} {before}, and now it is {value}: the run would not be the same; set it "
+                "back, or start anew in another output_dir"
+            )
+    try:
+        accelerator.load_state(str(found[-1]))
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise M3ELError(f"{found[-1]} holds another model's weights: start anew in another output_dir") from error
+    return state
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """Those that were written whole, the oldest first."""
+    found = (path for path in folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name))
+    return sorted(found, key=lambda path: int(path.name.partition("-")[2]))
+
+
+def _sync(path: Path) -> None:
+    """Puts it onto the disk, so that a power cut after the renaming leaves no empty file."""
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
