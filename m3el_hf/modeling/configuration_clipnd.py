@@ -36,7 +36,8 @@ class ClipNDConfig(PretrainedConfig):
         **kwargs: What every configuration of transformers takes; keys that nobody knows are kept.
 
     Raises:
-        ValueError: If a value is none of those named above, or ``format_version`` is newer than this code.
+        ValueError: If a value is none of those named above, ``format_version`` is newer than this code, or the
+            configuration read is of another kind of model.
 
     Example:
         >>> ClipNDConfig(head="matching").clip_config.vision_config.patch_size
@@ -60,6 +61,12 @@ class ClipNDConfig(PretrainedConfig):
         format_version: int = FORMAT_VERSION,
         **kwargs: Any,
     ) -> None:
+        kind = kwargs.get("model_type", self.model_type)
+        if kind != self.model_type:  # which transformers would take, and leave every weight random
+            raise ValueError(
+                f"this is a {kind!r} checkpoint, not a ClipNDModel's: a pretrained CLIP is loaded by "
+                "ClipNDModel.from_clip(path)"
+            )
         if format_version > FORMAT_VERSION:
             raise ValueError(
                 f"this configuration has format {format_version}, newer than {FORMAT_VERSION}, the newest that this "
