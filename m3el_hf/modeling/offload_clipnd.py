@@ -26,13 +26,14 @@ def home_of(module: nn.Module) -> torch.device:
 
 
 def with_weights_at_hand(method: Method) -> Method:
-    """Fetches what scoring reads itself, the weights of LayerNorms and CLIP's scale, where they are offloaded."""
+    """Fetches what scoring reads itself, where it is offloaded: weights of the head's LayerNorms and CLIP's scale."""
 
     @wraps(method)
     def wrapped(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         with ExitStack() as stack:
-            for part in self.modules() if hasattr(self, "_hf_hook") else ():
-                if isinstance(part, nn.LayerNorm | CLIPModel) and _is_offloaded(part):
+            for name, part in self.named_modules() if _hook(self) else ():
+                reads = isinstance(part, nn.LayerNorm | CLIPModel) and not name.startswith("clip.")
+                if reads and _is_offloaded(part):
                     _hook(part).pre_forward(part)
                     stack.callback(_hook(part).post_forward, part, None)
             return method(self, *args, **kwargs)
