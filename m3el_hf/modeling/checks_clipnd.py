@@ -112,7 +112,7 @@ def check_encoded(mentions: Any, entities: Any, config: ClipNDConfig, device: to
         device: Where both must lie; None for anywhere, but together.
     """
     kinds = (MatchingMentions, MatchingEntities) if config.head == "matching" else (Encoded, Encoded)
-    if not (isinstance(mentions, kinds[0]) and isinstance(entities, kinds[1])):
+    if (type(mentions), type(entities)) != kinds:  # a subclass is another head's
         raise ValueError("scoring takes what this model's encode_mentions and encode_entities return, in this order")
     devices = [one.text.device for one in (mentions, entities)]
     if devices[0] != devices[1]:
