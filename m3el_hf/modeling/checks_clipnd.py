@@ -27,6 +27,7 @@ SAME_PROCESSOR = "prepare them with the processor that was saved with the model"
 OTHER_WEIGHTS = "mentions or entities were encoded by other weights than the model has: encode them again"
 
 
+@torch.compiler.disable
 def check_inputs(side: str, inputs: Any, config: CLIPConfig, device: torch.device | None) -> None:
     """Refuses what ``encode_mentions`` or ``encode_entities`` cannot encode.
 
@@ -66,6 +67,7 @@ def check_inputs(side: str, inputs: Any, config: CLIPConfig, device: torch.devic
         _check_pixels(given["pixel_values"], config.vision_config)
 
 
+@torch.compiler.disable
 def check_nothing_empty(encoded: Encoded) -> None:
     """Refuses rows that have neither text nor picture; the message names the first."""
     empty = (~(encoded.has_text | encoded.has_image)).nonzero().flatten()
@@ -73,6 +75,7 @@ def check_nothing_empty(encoded: Encoded) -> None:
         raise ValueError(f"row {empty[0].item()} has neither text nor picture: there is nothing to link it by")
 
 
+@torch.compiler.disable
 def check_labels(labels: Any, mentions: int, entities: int, device: torch.device | None) -> None:
     """Refuses labels unless they are ``[mentions]``, each an entity's index; ``device`` as in `check_inputs`."""
     _check_tensor("labels", labels, "integers [B]", 1, _INTEGERS)
@@ -85,6 +88,7 @@ def check_labels(labels: Any, mentions: int, entities: int, device: torch.device
         raise ValueError(f"label {labels[row].item()} of mention {row} is no index of the {entities} entities")
 
 
+@torch.compiler.disable
 def check_views(rows: Any, views: Any, mentions: int, device: torch.device | None) -> None:
     """Refuses ``rows`` ``[R]`` that are no mentions' indices, and ``views`` unless they are bools ``[R, 4]``.
 
@@ -102,6 +106,7 @@ def check_views(rows: Any, views: Any, mentions: int, device: torch.device | Non
         raise ValueError(f"row {row} is of mention {rows[row].item()}, no index of the {mentions} mentions")
 
 
+@torch.compiler.disable
 def check_encoded(mentions: Any, entities: Any, config: ClipNDConfig, device: torch.device | None) -> None:
     """Refuses sides that a model of this configuration did not encode, or that lie on other devices.
 

@@ -54,8 +54,6 @@ class ClipNDPreTrainedModel(PreTrainedModel):
         if isinstance(module, nn.Linear) and module.bias is not None:
             init.xavier_uniform_(module.weight)
             init.zeros_(module.bias)
-        elif isinstance(module, ClipNDModel):  # CLIP leaves its scale as it was in memory
-            init.constant_(module.clip.logit_scale, module.clip.config.logit_scale_init_value)
 
 
 class ClipNDModel(ClipNDPreTrainedModel):
@@ -91,6 +89,12 @@ class ClipNDModel(ClipNDPreTrainedModel):
             self.pooling = PoolingHead(config)
         self._fingerprint = Fingerprint()
         self.post_init()
+
+    @torch.no_grad()
+    def initialize_weights(self) -> None:
+        """Initialises what no checkpoint has set, CLIP's scale too, which CLIP itself leaves as it was in memory."""
+        super().initialize_weights()
+        init.constant_(self.clip.logit_scale, self.clip.config.logit_scale_init_value)
 
     @classmethod
     def from_clip(cls, path_or_id: str, **config: Any) -> ClipNDModel:
