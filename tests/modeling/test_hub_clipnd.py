@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -109,6 +110,28 @@ def test_sdpa_and_eager_attention_score_the_same(model, processor, picture_file,
         towers = (loaded.clip.text_model, loaded.clip.vision_model)
         assert {one.config._attn_implementation for one in towers} == {kind}
         np.testing.assert_allclose(scores_of(loaded, processor, picture_file), expected, rtol=1e-5)
+
+
+def rewrite(file: Path, **keys: Any) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | keys))
+
+
+def test_what_a_newer_version_wrote_is_kept_through_load_and_save(model, tmp_path):
+    model.save_pretrained(tmp_path)
+    written = json.loads((tmp_path / "config.json").read_text())
+    rewrite(tmp_path / "config.json", something_new=[1], clip_config=written["clip_config"] | {"newer_still": {"a": 2}})
+    AutoModel.from_pretrained(tmp_path).save_pretrained(tmp_path / "again")
+    kept = json.loads((tmp_path / "again" / "config.json").read_text())
+    assert kept["something_new"] == [1] and kept["clip_config"]["newer_still"] == {"a": 2}
+    assert written.keys() <= kept.keys()
+
+
+def test_a_newer_format_says_to_upgrade(model, tmp_path):
+    model.save_pretrained(tmp_path)
+    rewrite(tmp_path / "config.json", format_version=2)
+    for cls in (AutoModel, ClipNDModel):
+        with pytest.raises(ValueError, match=r"has format 2, newer than 1, .*: upgrade m3el_hf$"):
+            cls.from_pretrained(tmp_path)
 
 
 # Weights that are not in the checkpoint.
