@@ -109,7 +109,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> CLIPTokenizer:
     symbols = [*alphabet, *(byte + "</w>" for byte in alphabet)]
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
-        special_tokens=symbols,  # numbered here, else as words come out of a hash table, and pairs as frequent with them
+        special_tokens=symbols,  # numbered here, else as words come out of a hash table, and so pairs
         end_of_word_suffix="</w>",
         show_progress=False,
     )
