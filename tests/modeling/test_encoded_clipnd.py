@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from m3el_hf import ClipNDConfig, ClipNDModel
+from m3el_hf.modeling import modeling_clipnd
 from m3el_hf.modeling.encoded_clipnd import MatchingEntities, MatchingMentions
 from m3el_hf.modeling.matching_clipnd import Features
 from tests.modeling.conftest import ENTITIES, HEADS, encode_all, headed, only, prepare
@@ -84,6 +85,21 @@ def test_no_rows_have_no_scores(model, processor):
             shape = (len(mentions[m]), len(entities[e]))
             assert model.score(mentions[m], entities[e]).total.shape == shape
             assert [one.shape for one in model.score_factorised(mentions[m], entities[e])] == [shape, shape]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_entities_are_scored_in_blocks_as_at_once(model, processor, monkeypatch, size):
+    with torch.no_grad():
+        sides = encode_all(model, processor)
+        whole, factorised = model.score(*sides), model.score_factorised(*sides)
+        monkeypatch.setattr(modeling_clipnd, "ENTITY_BLOCK", size)
+        blocks = model.score(*sides)
+    torch.testing.assert_close(blocks.total, whole.total)
+    assert blocks.branches.keys() == whole.branches.keys()
+    for name, branch in whole.branches.items():
+        torch.testing.assert_close(blocks.branches[name], branch)
+    with torch.no_grad():
+        torch.testing.assert_close(model.score_factorised(*sides), factorised)
 
 
 def test_parts_of_other_weights_or_none_cannot_be_joined(model, processor):
