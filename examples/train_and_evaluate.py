@@ -34,7 +34,7 @@ def main(minutes: float = 1.0) -> None:
             max_minutes=minutes,
             learning_rate=1e-3,
             tasks_per_mention=9,
-            evaluations=3,
+            eval_steps=0.333,
         )
         model, _ = train(model, collator, data["train"], data["validation"], arguments)
         table = evaluate([*BASELINES, ModelSystem("trained", model, collator)], data["test"])

@@ -254,11 +254,9 @@ def _train(options: argparse.Namespace) -> None:
     if missing:
         raise M3ELError(f"{options.data} has no {missing[0]} split: it needs train and validation")
     model, processor = start_model(options.base, options.head, data["train"], arguments.seed, options.template)
-    model, result = train(model, processor, data["train"], data["validation"], arguments)
-    model.save_pretrained(arguments.output_dir / "model")
-    processor.save_pretrained(arguments.output_dir / "model")
+    _, result = train(model, processor, data["train"], data["validation"], arguments)
     print(f"best of {result.steps} steps: {result.best_step}, validation MRR {result.best_mrr:.3f}")
-    print(f"saved to {arguments.output_dir / 'model'}")
+    print(f"saved to {arguments.output_dir / 'best'}")
 
 
 def _add_evaluate(commands: Any) -> None:

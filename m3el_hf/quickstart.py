@@ -22,7 +22,7 @@ from m3el_hf.hub.model_card import render_model_card
 from m3el_hf.linking.linker import EntityLinker
 from m3el_hf.modeling.modeling_clipnd import ClipNDModel
 from m3el_hf.modeling.processing_clipnd import ClipNDProcessor
-from m3el_hf.sources import check_source, is_built, load_built
+from m3el_hf.sources import check_source, default_device, is_built, load_built
 from m3el_hf.training.arguments import TrainingArguments
 from m3el_hf.training.loop import TrainingResult, train
 from m3el_hf.training.start import start_model
@@ -70,6 +70,7 @@ def quickstart(options: QuickstartOptions, console: Console) -> RunReport:
     data = _load_data(options, console)
     held_out = concatenate_datasets([data[split] for split in ("validation", "test") if split in data])
     model, processor = start_model(options.base, options.head, data["train"], options.seed)
+    model.to(default_device())
     collator = LinkingCollator(processor)
     console.print(
         f"model: {model.num_parameters():,} parameters, head {options.head}, on {len(held_out)} held-out rows"

@@ -249,8 +249,6 @@ def load_model(source: str | Path) -> tuple[ClipNDModel, ClipNDProcessor]:
     Raises:
         M3ELError: If it cannot be loaded.
     """
-    from accelerate import Accelerator
-
     from m3el_hf.modeling.modeling_clipnd import ClipNDModel
     from m3el_hf.modeling.processing_clipnd import ClipNDProcessor
 
@@ -263,4 +261,11 @@ def load_model(source: str | Path) -> tuple[ClipNDModel, ClipNDProcessor]:
         raise
     except (OSError, ValueError) as error:
         raise M3ELError(f"{source} cannot be loaded as a model: {explain_hub_error(error)}") from error
-    return model.to(Accelerator().device), processor
+    return model.to(default_device()), processor
+
+
+def default_device() -> Any:
+    """The torch.device of the accelerator where there is one, else the CPU; accelerate is not set up by asking."""
+    import torch
+
+    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")

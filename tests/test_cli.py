@@ -14,7 +14,7 @@ from tests.conftest import instance, tiny_model, write_release
 
 @pytest.fixture
 def saved(processor, tmp_path):
-    folder = tmp_path / "model"
+    folder = tmp_path / "best"
     tiny_model(processor).save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
@@ -100,7 +100,7 @@ def test_train_evaluate_and_link_follow_each_other(kind, store, tmp_path, capsys
         *kind,
         "--num-train-epochs",
         "1",
-        "--evaluations",
+        "--eval-steps",
         "1",
         "--learning-rate",
         "1e-3",
@@ -108,7 +108,7 @@ def test_train_evaluate_and_link_follow_each_other(kind, store, tmp_path, capsys
         str(tmp_path),
     ]
     assert main(["train", "--data", str(store), *flags]) == 0
-    model = str(tmp_path / "model")
+    model = str(tmp_path / "best")
     assert main(["evaluate", model, "--data", str(store), "--output", str(tmp_path / "report")]) == 0
     results = json.loads((tmp_path / "report" / "results.json").read_text())
     assert set(results["cells"]) == {"chance", "string match", "image hash", "model", "mention-blind control"}
@@ -123,10 +123,10 @@ def test_train_evaluate_and_link_follow_each_other(kind, store, tmp_path, capsys
 
 
 def test_a_model_is_evaluated_and_linked_with_the_template_that_it_was_trained_with(store, tmp_path, capsys):
-    flags = ["--num-train-epochs", "1", "--evaluations", "1", "--learning-rate", "1e-3", "--output-dir", str(tmp_path)]
+    flags = ["--num-train-epochs", "1", "--eval-steps", "1e9", "--learning-rate", "1e-3", "--output-dir", str(tmp_path)]
     assert main(["train", "--data", str(store), "--template", "D", *flags]) == 0
     assert ClipNDProcessor.from_pretrained(tmp_path / "best").template == "D"
-    assert load_model(tmp_path / "model")[1].template == "D"  # as evaluate and link load it
+    assert load_model(tmp_path / "best")[1].template == "D"  # as evaluate and link load it
 
 
 def test_an_interrupt_is_no_traceback(monkeypatch, capsys, tmp_path):

@@ -6,26 +6,34 @@ import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
-from datasets import Dataset, Image, List
+from datasets import Dataset, Image, IterableDataset, List
 from torch import Tensor
 
 from m3el_hf.errors import M3ELError
 from m3el_hf.modeling.processing_clipnd import ClipNDProcessor
 
 Row = Mapping[str, Any]
+Rows = TypeVar("Rows", Dataset, IterableDataset)
 
 CACHE_BYTES = 1 << 29
 """Prepared pictures kept in memory: a small set is then decoded once and not at every epoch."""
 
 
-def undecoded(rows: Dataset) -> Dataset:
+def undecoded(rows: Rows) -> Rows:
     """Returns the dataset with its pictures as bytes, so that the collator decodes only what a batch needs."""
     return rows.cast_column("mention_image", Image(decode=False)).cast_column(
         "candidate_images", List(Image(decode=False))
     )
+
+
+NEEDED = (
+    "id", "mention", "context", "mention_image", "answer_qid", "candidate_qids", "candidate_names",
+    "candidate_descriptions", "candidate_images",
+)  # fmt: skip
+"""The columns that a `LinkingCollator` reads."""
 
 
 class EntityRow(NamedTuple):
@@ -97,7 +105,7 @@ class LinkingCollator:
         entities: dict[str, EntityRow] = {}
         for one in chain(*map(candidates_of, rows), others):
             known = entities.setdefault(one.qid, one)
-            entities[one.qid] = EntityRow(*(old or new for old, new in zip(known, one, strict=True)))
+            entities[one.qid] = EntityRow._make(old or new for old, new in zip(known, one, strict=True))
         index = {qid: position for position, qid in enumerate(entities)}
         qids, names, descriptions, images = zip(*entities.values(), strict=True)
         prepared = self.processor.entities(

@@ -19,6 +19,7 @@ from m3el_hf.errors import M3ELError
 from m3el_hf.metrics import load_metric
 from m3el_hf.modeling.encoded_clipnd import Encoded
 from m3el_hf.modeling.modeling_clipnd import ClipNDModel
+from m3el_hf.modeling.offload_clipnd import home_of
 from m3el_hf.modeling.processing_clipnd import ClipNDProcessor
 from m3el_hf.tasks import TASKS, Task
 
@@ -139,7 +140,7 @@ class ModelSystem:
         fitting = {place: row for place, row in enumerate(rows) if any(task.fits(row) for task in tasks)}
         if not fitting:
             return result
-        training, device = self.model.training, next(self.model.parameters()).device
+        training, device = self.model.training, home_of(self.model)
         self.model.eval()
         batch = self.collator([_with_own_candidates(row) for row in fitting.values()])
         entities = self.model.encode_entities(**to_device(batch.entities, device))
@@ -173,7 +174,7 @@ def average_mention(model: ClipNDModel, processor: ClipNDProcessor | LinkingColl
     What a model links correctly by the average mention it knows without looking at mentions: a shortcut in the data or
     the split. The control must sit at chance.
     """
-    device = next(model.parameters()).device
+    device = home_of(model)
     collator = processor if isinstance(processor, LinkingCollator) else LinkingCollator(processor)
     sums: dict[str, Tensor] = {}
     counts: dict[str, float] = {}

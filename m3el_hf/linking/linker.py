@@ -12,6 +12,7 @@ import torch
 from m3el_hf.errors import M3ELError
 from m3el_hf.modeling.encoded_clipnd import Encoded
 from m3el_hf.modeling.modeling_clipnd import ClipNDModel
+from m3el_hf.modeling.offload_clipnd import home_of
 from m3el_hf.modeling.processing_clipnd import ClipNDProcessor, ImageInput
 from m3el_hf.sources import load_built, load_model
 
@@ -105,7 +106,7 @@ class EntityLinker:
         return links
 
     def _on_device(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        device = next(self.model.parameters()).device
+        device = home_of(self.model)
         return {name: None if value is None else value.to(device) for name, value in inputs.items()}
 
 

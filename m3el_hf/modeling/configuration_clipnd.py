@@ -39,7 +39,8 @@ class ClipNDConfig(PretrainedConfig):
         **kwargs: What every configuration of transformers takes; keys that nobody knows are kept.
 
     Raises:
-        ValueError: If a value is none of those named above, or ``format_version`` is newer than this code.
+        ValueError: If a value is none of those named above, ``format_version`` is newer than this code, or the
+            configuration read is of another kind of model.
 
     Example:
         >>> ClipNDConfig(head="matching").clip_config.vision_config.patch_size
@@ -65,6 +66,10 @@ class ClipNDConfig(PretrainedConfig):
         format_version: int = FORMAT_VERSION,
         **kwargs: Any,
     ) -> None:
+        kind = kwargs.get("model_type", self.model_type)
+        if kind != self.model_type:  # which transformers would take, and leave every weight random
+            way_out = ": start from it with ClipNDModel.from_clip" if kind == "clip" else ""
+            raise ValueError(f"this is a {kind!r} checkpoint, not a {self.model_type!r} one{way_out}")
         if format_version > FORMAT_VERSION:
             raise ValueError(
                 f"this configuration has format {format_version}, newer than {FORMAT_VERSION}, the newest that this "
@@ -88,19 +93,6 @@ class ClipNDConfig(PretrainedConfig):
         self.mask_padding = mask_padding
         self.format_version = format_version
         super().__init__(**kwargs)
-
-    @classmethod
-    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """Reads a configuration; arguments and result as in `PretrainedConfig.from_dict`.
-
-        Raises:
-            ValueError: If it is that of another kind of model. Transformers would warn, and leave all weights random.
-        """
-        found = config_dict.get("model_type", cls.model_type)
-        if found != cls.model_type:
-            way_out = ": start from it with ClipNDModel.from_clip" if found == "clip" else ""
-            raise ValueError(f"this is a {found!r} checkpoint, not a {cls.model_type!r} one{way_out}")
-        return super().from_dict(config_dict, **kwargs)
 
     @classmethod
     def tiny(

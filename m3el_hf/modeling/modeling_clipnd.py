@@ -14,10 +14,12 @@ from transformers import CLIPConfig, CLIPModel, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
+from .checks_clipnd import OTHER_WEIGHTS, check_encoded, check_inputs, check_labels, check_nothing_empty, check_views
 from .configuration_clipnd import ClipNDConfig
-from .encoded_clipnd import Encoded, MatchingEntities, MatchingMentions
+from .encoded_clipnd import Encoded
 from .fingerprint_clipnd import Fingerprint
 from .matching_clipnd import Features, MatchingHead, MatchingScores, mean_of_present
+from .offload_clipnd import home_of, with_weights_at_hand
 from .pooling_clipnd import PoolingHead
 from .released_clipnd import model_weights
 
@@ -96,6 +98,12 @@ class ClipNDModel(ClipNDPreTrainedModel):
         self._fingerprint = Fingerprint()
         self.post_init()
 
+    @torch.no_grad()
+    def initialize_weights(self) -> None:
+        """Initialises what no checkpoint has set, CLIP's scale too, which CLIP itself leaves as it was in memory."""
+        super().initialize_weights()
+        init.constant_(self.clip.logit_scale, self.clip.config.logit_scale_init_value)
+
     @classmethod
     def from_clip(cls, path_or_id: str, **config: Any) -> ClipNDModel:
         """Starts from a pretrained CLIP, for example ``"openai/clip-vit-base-patch32"``; a matching head starts fresh.
@@ -105,15 +113,22 @@ class ClipNDModel(ClipNDPreTrainedModel):
             **config: Arguments of `ClipNDConfig`, such as ``head="matching"``.
 
         Raises:
-            ValueError: If the checkpoint is not a CLIP.
+            ValueError: If the checkpoint is not a CLIP, or lacks a part of one.
             OSError: If there is no such checkpoint.
         """
         from transformers import AutoConfig
 
         found = AutoConfig.from_pretrained(path_or_id)
         if not isinstance(found, CLIPConfig):
-            raise ValueError(f"{path_or_id} is a {found.model_type!r} checkpoint: from_clip takes a CLIP")
-        clip = CLIPModel.from_pretrained(path_or_id)
+            raise ValueError(
+                f"{path_or_id} is a {found.model_type!r} checkpoint: from_clip takes a CLIP, with both its towers, its "
+                "projections and its scale"
+            )
+        loaded: Any = CLIPModel.from_pretrained(path_or_id, output_loading_info=True)
+        clip, loading = loaded
+        if loading["missing_keys"]:
+            lacking = ", ".join(sorted({name.split(".")[0] for name in loading["missing_keys"]}))
+            raise ValueError(f"{path_or_id} holds no whole CLIP: it lacks weights of {lacking}")
         clip.text_model.eos_token_id = _true_eos_token_id(clip.config)
         model = cls(ClipNDConfig(clip.config, **config))
         model.clip = clip
@@ -182,8 +197,9 @@ class ClipNDModel(ClipNDPreTrainedModel):
             has_image: ``[n]`` bool.
 
         Raises:
-            ValueError: If a row has neither text nor picture (the message names it), the arguments differ in their
-                number of rows or in their device, or one is None of which some row has something.
+            ValueError: If a row has neither text nor picture (the message names it), or an argument is not as
+                described: of another type, shape, number of rows or device, with tokens that the model does not know,
+                or None where some row has something.
         """
         return self._encode_side("mentions", input_ids, attention_mask, pixel_values, has_text, has_image)
 
@@ -203,6 +219,7 @@ class ClipNDModel(ClipNDPreTrainedModel):
         """
         return self._encode_side("entities", input_ids, attention_mask, pixel_values, has_text, has_image)
 
+    @with_weights_at_hand
     def score(self, mentions: Encoded, entities: Encoded) -> MatchingScores:
         """Scores B mentions against N entities.
 
@@ -217,6 +234,7 @@ class ClipNDModel(ClipNDPreTrainedModel):
         branches = {name: torch.cat([part.branches[name] for part in parts], 1) for name in parts[0].branches}
         return MatchingScores(torch.cat([part.total for part in parts], 1), branches)
 
+    @with_weights_at_hand
     def score_factorised(self, mentions: Encoded, entities: Encoded) -> tuple[Tensor, Tensor]:
         """Scores by dot products of one vector a side alone, and says how far `score` can be from that.
 
@@ -265,24 +283,15 @@ class ClipNDModel(ClipNDPreTrainedModel):
         """Returns the cosines of fused vectors times the scale ``[B, N]``."""
         with torch.autocast(mentions.text.device.type, enabled=False):
             scale = self.clip.logit_scale.float().exp().clamp(max=100)  # the cap of CLIP's own training
-            return scale * (mentions.fused @ entities.fused.T)
+            return scale.to(mentions.text.device) * (mentions.fused @ entities.fused.T)
 
     def _check_sides(self, mentions: Encoded, entities: Encoded) -> None:
-        if self.config.head == "matching" and not (
-            isinstance(mentions, MatchingMentions) and isinstance(entities, MatchingEntities)
-        ):
-            raise ValueError(
-                "scoring takes what this model's encode_mentions and encode_entities return, in this order"
-            )
-        devices = [str(one.text.device) for one in (mentions, entities)]
-        if len(set(devices)) > 1:
-            raise ValueError(
-                f"mentions lie on {devices[0]}, entities on {devices[1]}: move one of them with .to(device)"
-            )
+        config: Any = self.config
+        check_encoded(mentions, entities, config, self._only_device())
         known = {one.fingerprint for one in (mentions, entities) if one.fingerprint is not None}
         mine = self._fingerprint.of(self) if known else None
         if len(known) > 1 or (mine is not None and known != {mine}):
-            raise ValueError("mentions or entities were encoded by other weights than the model has: encode them again")
+            raise ValueError(OTHER_WEIGHTS)
 
     def forward(
         self,
@@ -308,20 +317,27 @@ class ClipNDModel(ClipNDPreTrainedModel):
             The loss (None without labels) and the scores ``[R, N]``.
 
         Raises:
-            ValueError: If there is not one label a mention, or one is no entity's index.
+            ValueError: If the arguments of an encoder are not as it takes them, there is not one label a mention, or a
+                label, a row or a view is none.
         """
-        encoded_mentions, encoded_entities = self._encode("mentions", **mentions), self._encode("entities", **entities)
+        encoded_mentions, encoded_entities = self._encode("mentions", mentions), self._encode("entities", entities)
+        device = encoded_mentions.has_text.device
         if labels is not None:
-            _check_labels(labels, len(encoded_mentions), len(encoded_entities))
-        if rows is None or views is None:
-            rows = torch.arange(len(encoded_mentions), device=encoded_mentions.has_text.device)
-            views = torch.ones(len(rows), 4, dtype=torch.bool, device=rows.device)
+            check_labels(labels, len(encoded_mentions), len(encoded_entities), self._only_device())
+            labels = labels.to(device, torch.int64)
+        if rows is None and views is None:
+            rows = torch.arange(len(encoded_mentions), device=device)
+            views = torch.ones(len(rows), 4, dtype=torch.bool, device=device)
+        check_views(rows, views, len(encoded_mentions), self._only_device())
+        assert rows is not None and views is not None, "checked above"
+        rows, views = rows.to(device, torch.int64), views.to(device)
         if labels is None:
             return ClipNDOutput(scores=self._score_rows(encoded_mentions, encoded_entities, rows, views).total)
         scores, terms = self.losses(encoded_mentions, encoded_entities, labels, rows, views)
-        means = {name: total / count.clamp(min=1) for name, (total, count) in terms.items()}
+        means = {name: summed / count for name, (summed, count) in terms.items() if count}
         return ClipNDOutput(loss=self.weigh(means), scores=scores, losses=means)
 
+    @with_weights_at_hand
     def losses(
         self, mentions: Any, entities: Any, labels: Tensor, rows: Tensor, views: Tensor, mine: slice = slice(None)
     ) -> tuple[Tensor, dict[str, Term]]:
@@ -362,6 +378,7 @@ class ClipNDModel(ClipNDPreTrainedModel):
         weights |= {name: config.contrastive_weight / len(contrastive) for name in contrastive}
         return torch.stack([weights[name] * loss for name, loss in losses.items()]).sum()
 
+    @with_weights_at_hand
     def _score_rows(
         self, mentions: Any, entities: Any, rows: Tensor, views: Tensor, mine: slice = slice(None)
     ) -> MatchingScores:
@@ -421,22 +438,23 @@ class ClipNDModel(ClipNDPreTrainedModel):
         has_image: Tensor,
     ) -> Encoded:
         """Encodes n rows that a user gives, and marks which weights did; in training these change at each step."""
-        given = {"input_ids": input_ids, "attention_mask": attention_mask, "pixel_values": pixel_values}
-        _check_inputs({**given, "has_text": has_text, "has_image": has_image})
-        encoded = self._encode(side, input_ids, attention_mask, pixel_values, has_text, has_image)
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "pixel_values": pixel_values}
+        encoded = self._encode(side, inputs | {"has_text": has_text, "has_image": has_image})
+        check_nothing_empty(encoded)
         return encoded if self.training else replace(encoded, fingerprint=self._fingerprint.of(self))
 
-    def _encode(
-        self,
-        side: str,
-        input_ids: Tensor | None,
-        attention_mask: Tensor | None,
-        pixel_values: Tensor | None,
-        has_text: Tensor,
-        has_image: Tensor,
-    ) -> Any:
-        """Encodes n rows; a tower sees the rows that have its modality, and does not run where none has."""
-        dtype = self.clip.text_projection.weight.dtype
+    def _encode(self, side: str, inputs: Mapping[str, Any]) -> Any:
+        """Encodes n rows; a tower sees the rows that have its modality, and does not run where none has.
+
+        Args:
+            side: "mentions" or "entities".
+            inputs: The arguments of `encode_mentions`, by name; a row may have nothing here.
+        """
+        check_inputs(side, inputs, self.config.clip_config, self._only_device())
+        has_text, has_image = inputs["has_text"], inputs["has_image"]
+        input_ids, attention_mask, pixel_values = (
+            inputs.get(name) for name in ("input_ids", "attention_mask", "pixel_values")
+        )
         text, text_tokens, text_mask = self._absent("text", has_text)
         if input_ids is not None and attention_mask is not None and has_text.any():
             out = self.clip.get_text_features(input_ids=input_ids[has_text], attention_mask=attention_mask[has_text])
@@ -445,24 +463,37 @@ class ClipNDModel(ClipNDPreTrainedModel):
             text_mask = _spread(attention_mask[has_text].bool(), has_text)
         image, image_tokens, _ = self._absent("vision", has_image)
         if pixel_values is not None and has_image.any():
+            dtype = self.clip.text_projection.weight.dtype
             out = self.clip.get_image_features(pixel_values=pixel_values[has_image].to(dtype))
             image = _spread(F.normalize(out.pooler_output, dim=-1), has_image)
             image_tokens = _spread(out.last_hidden_state, has_image)
+        home = home_of(self._scoring)  # a device_map may have put either tower elsewhere
+        text, text_tokens, text_mask, has_text = (one.to(home) for one in (text, text_tokens, text_mask, has_text))
+        image, image_tokens, has_image = (one.to(home) for one in (image, image_tokens, has_image))
         if self.config.head == "pooled":
             text, image = self.pooling.pool_text(text_tokens, text_mask), self.pooling.pool_image(image_tokens)
         if self.config.head != "matching":
             return Encoded(text=text, image=image, has_text=has_text, has_image=has_image)
-        image_cls, image_tokens = self.image_cls_fc(image), self.image_tokens_fc(image_tokens)
+        image_cls, image_tokens = self.image_cls_fc(image).to(home), self.image_tokens_fc(image_tokens).to(home)
         features = Features(text, text_tokens, text_mask, image_cls, image_tokens, has_text, has_image)
         encode = self.matching.mentions if side == "mentions" else self.matching.entities
         return replace(encode(features), image=image)
 
     def _absent(self, tower: str, present: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What stands for the vectors, the one token and the mask of a tower that does not run."""
-        config, like = self.config.clip_config, self.clip.text_projection.weight
+        config, dtype = self.config.clip_config, self.clip.text_projection.weight.dtype
         width = getattr(config, f"{tower}_config").hidden_size
-        vectors, tokens = like.new_zeros(len(present), config.projection_dim), like.new_zeros(len(present), 1, width)
-        return vectors, tokens, torch.ones(len(present), 1, dtype=torch.bool, device=like.device)
+        vectors = present.new_zeros(len(present), config.projection_dim, dtype=dtype)
+        return vectors, present.new_zeros(len(present), 1, width, dtype=dtype), present.new_ones(len(present), 1)
+
+    @property
+    def _scoring(self) -> nn.Module:
+        """The part that scores are computed by, and where."""
+        return getattr(self, {"clip": "clip", "matching": "matching", "pooled": "pooling"}[self.config.head])
+
+    def _only_device(self) -> torch.device | None:
+        """The device of all weights; None where a ``device_map`` spreads them, and accelerate moves what is given."""
+        return None if hasattr(self, "_hf_hook") else home_of(self)
 
 
 # save_pretrained then writes these files beside the weights, for trust_remote_code.
@@ -473,33 +504,6 @@ def _cross_entropy(scores: Tensor, golds: Tensor) -> Term:
     """The summed cross-entropy of the rows whose gold has a score, and how many these are."""
     able = scores.gather(1, golds.unsqueeze(1)).squeeze(1) != -math.inf
     return F.cross_entropy(scores[able], golds[able], reduction="sum"), able.sum()
-
-
-def _check_inputs(inputs: dict[str, Tensor | None]) -> None:
-    given = {name: value for name, value in inputs.items() if value is not None}
-    for what, values in (
-        ("rows", {name: len(value) for name, value in given.items()}),
-        ("devices", {name: str(value.device) for name, value in given.items()}),
-    ):
-        if len(set(values.values())) > 1:
-            found = ", ".join(f"{name} {value}" for name, value in values.items())
-            raise ValueError(f"the arguments must have the same {what}: {found}")
-    for has, names in (("has_text", ("input_ids", "attention_mask")), ("has_image", ("pixel_values",))):
-        for name in names:
-            if name not in given and given[has].any():
-                raise ValueError(f"{has} says that rows have one, but {name} is None")
-    empty = (~(given["has_text"] | given["has_image"])).nonzero().flatten()
-    if len(empty):
-        raise ValueError(f"row {empty[0].item()} has neither text nor picture: there is nothing to link it by")
-
-
-def _check_labels(labels: Tensor, mentions: int, entities: int) -> None:
-    if len(labels) != mentions:
-        raise ValueError(f"{len(labels)} labels for {mentions} mentions: there must be one a mention")
-    wrong = ((labels < 0) | (labels >= entities)).nonzero().flatten()
-    if len(wrong):
-        row = int(wrong[0])
-        raise ValueError(f"label {labels[row].item()} of mention {row} is no index of the {entities} entities")
 
 
 def _shared(mentions: Encoded, entities: Encoded) -> tuple[Tensor, Tensor]:
@@ -536,5 +540,5 @@ def _spread(values: Tensor, present: Tensor) -> Tensor:
     if len(values) == len(present):
         return values
     spread = values.new_zeros(len(present), *values.shape[1:])
-    spread[present] = values
+    spread[present.to(values.device)] = values
     return spread

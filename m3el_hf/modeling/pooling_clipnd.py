@@ -73,8 +73,13 @@ class PoolingHead(nn.Module):
 
     def pool_text(self, tokens: Tensor, mask: Tensor) -> Tensor:
         """Returns unit vectors ``[n, d]`` of hidden states ``[n, L, H]``; ``mask`` ``[n, L]`` is False for padding."""
-        return F.normalize(csra(self.text_fc(tokens), mask if self.mask_padding else None), dim=-1)
+        return _unit(csra(self.text_fc(tokens), mask if self.mask_padding else None))
 
     def pool_image(self, tokens: Tensor) -> Tensor:
         """Returns unit vectors ``[n, d]`` of hidden states ``[n, P, H]``, the class patch's among them."""
-        return F.normalize(csra(self.image_fc(tokens)), dim=-1)
+        return _unit(csra(self.image_fc(tokens)))
+
+
+def _unit(vectors: Tensor) -> Tensor:
+    """Unit vectors ``[n, d]``, computed in fp32: in fp16 zeros, of a row without the modality, become NaN."""
+    return F.normalize(vectors.float(), dim=-1).to(vectors.dtype)

@@ -16,6 +16,12 @@ CHOICES = {
     "freeze": ("none", "text", "image", "both"),
 }
 
+COUNTS = (
+    "num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "lora_rank",
+    "mine_negatives", "negatives_per_mention", "save_total_limit", "early_stopping_patience", "logging_steps",
+)  # fmt: skip
+POSITIVE = ("learning_rate", "head_learning_rate", "max_minutes", "eval_steps", "save_steps", "max_grad_norm")
+
 
 def _says(default: Any, text: str) -> Any:
     return field(default=default, metadata={"help": text})
@@ -50,7 +56,7 @@ class TrainingArguments:
     weight_decay: float = _says(0.1, "not applied to gains, biases and scales")
     adam_epsilon: float = _says(1e-8, "epsilon of AdamW")
     max_grad_norm: float = _says(1.0, "gradients are clipped to this norm")
-    mixed_precision: str = _says("no", "no, bf16 or fp16; scores and losses are in fp32 in any case")
+    mixed_precision: str | None = _says(None, "no, bf16 or fp16, scores in fp32; None as accelerate is configured")
     torch_compile: bool = _says(False, "compile the towers")
     gradient_checkpointing: bool = _says(False, "compute activations again in the backward pass, to save memory")
     # What is trained.
@@ -80,14 +86,12 @@ class TrainingArguments:
         """Checks the ranges."""
         self.output_dir = Path(self.output_dir)
         for name, choices in CHOICES.items():
-            if getattr(self, name) not in choices:
+            if getattr(self, name) not in choices and not (name == "mixed_precision" and self.mixed_precision is None):
                 raise M3ELError(f"{name} is {getattr(self, name)!r}: choose one of {', '.join(choices)}")
-        positive = ("num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps", "lora_rank")
-        positive += ("max_steps", "mine_negatives", "negatives_per_mention", "save_total_limit", "logging_steps")
-        for name in (*positive, "early_stopping_patience"):
+        for name in COUNTS:
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise M3ELError(f"{name} is {getattr(self, name)}: it must be at least 1")
-        for name in ("learning_rate", "head_learning_rate", "max_minutes", "eval_steps", "save_steps", "max_grad_norm"):
+        for name in POSITIVE:
             if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise M3ELError(f"{name} is {getattr(self, name)}: it must be above 0")
         for name in ("warmup_steps", "weight_decay", "adam_epsilon", "dataloader_num_workers"):

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import count, islice
+from typing import Any
 
 import torch
+from datasets import Dataset, IterableDataset
+from datasets.distributed import split_dataset_by_node
 from torch import Tensor
+from torch.utils.data import DataLoader
 
-from m3el_hf.data.collator import EntityRow, LinkingCollator, Row
+from m3el_hf.data.collator import NEEDED, EntityRow, LinkingCollator, Row, undecoded
+from m3el_hf.errors import M3ELError
 from m3el_hf.training.arguments import TrainingArguments
 from m3el_hf.training.augmentation import (
     augment_pictures,
@@ -21,6 +28,7 @@ from m3el_hf.training.augmentation import (
     weights_at,
 )
 from m3el_hf.training.objective import TrainingBatch
+from m3el_hf.training.schedule import Clock
 
 
 def epoch_order(rows: int, size: int, seed: int, epoch: int, processes: int = 1, process: int = 0) -> list[list[int]]:
@@ -40,6 +48,100 @@ def epoch_order(rows: int, size: int, seed: int, epoch: int, processes: int = 1,
     generator = torch.Generator().manual_seed((seed << 32) + epoch)
     order = torch.randperm(rows, generator=generator).split(size * processes)
     return [batch.tensor_split(processes)[process].tolist() for batch in order if len(batch) >= processes]
+
+
+class Feed:
+    """The batches of this process, from any step on.
+
+    Args:
+        rows: The training rows; those of a streamed dataset are divided among processes as `datasets` does, and begin
+            anew when they end.
+        collator: Prepares both sides.
+        arguments: The run's settings.
+        processes: How many processes divide each batch.
+        process: Which of them this is.
+
+    Attributes:
+        steps_per_epoch: None for a streamed dataset.
+        negatives: Hard negatives of mentions, by the row's id; those of the epoch that is under way.
+
+    Raises:
+        M3ELError: If there are no rows, or they lack a column.
+    """
+
+    def __init__(
+        self,
+        rows: Dataset | IterableDataset,
+        collator: LinkingCollator,
+        arguments: TrainingArguments,
+        processes: int = 1,
+        process: int = 0,
+    ) -> None:
+        _check_columns(rows)
+        self._collator, self._arguments = collator, arguments
+        self._processes, self._process = processes, process
+        self._rows: Any = undecoded(rows)
+        self.steps_per_epoch: int | None = None
+        if isinstance(rows, Dataset):
+            if len(rows) < processes:
+                raise M3ELError(
+                    f"there are {len(rows)} training rows for {processes} processes: build the data with more"
+                )
+            self.steps_per_epoch = len(self._order(0))
+        elif processes > 1:
+            self._rows = split_dataset_by_node(self._rows, process, processes)
+        self.negatives: Mapping[str, Sequence[EntityRow]] = {}
+
+    def batches(self, clock: Clock, on_epoch: Callable[[int], None]) -> Iterator[TrainingBatch]:
+        """Yields batches for ever, from the clock's step on.
+
+        Args:
+            clock: The run's.
+            on_epoch: Called with the number of each epoch that begins, before its first batch.
+        """
+        epoch, done = divmod(clock.step, self.steps_per_epoch or sys.maxsize)
+        if self.steps_per_epoch is None:
+            yield from islice(self._streamed(clock), done, None)
+            return
+        while True:
+            if not done:
+                on_epoch(epoch)
+            share = clock.share(epoch * self.steps_per_epoch)
+            yield from self._loader(epoch, share, batch_sampler=self._order(epoch)[done:])
+            epoch, done = epoch + 1, 0
+
+    def _streamed(self, clock: Clock) -> Iterator[TrainingBatch]:
+        for epoch in count():
+            shuffled = self._rows.shuffle(seed=self._arguments.seed, buffer_size=SHUFFLE_BUFFER)
+            shuffled.set_epoch(epoch)
+            empty = True
+            for batch in self._loader(epoch, clock.progress, rows=shuffled, batch_size=self._arguments.batch_size):
+                empty = False
+                yield batch
+            if empty:
+                raise M3ELError("there are no training rows: build the data with a train split")
+
+    def _order(self, epoch: int) -> list[list[int]]:
+        arguments = self._arguments
+        return epoch_order(len(self._rows), arguments.batch_size, arguments.seed, epoch, self._processes, self._process)
+
+    def _loader(self, epoch: int, share: float, rows: Any = None, **how: Any) -> DataLoader:
+        return DataLoader(
+            self._rows if rows is None else rows,
+            collate_fn=TrainingCollator(self._collator, self._arguments, epoch, share, self.negatives),
+            num_workers=self._arguments.dataloader_num_workers,
+            **how,
+        )
+
+
+SHUFFLE_BUFFER = 1000
+"""Rows of a streamed dataset that are drawn from; they are in memory with their pictures."""
+
+
+def _check_columns(rows: Dataset | IterableDataset) -> None:
+    columns = rows.column_names or []
+    if lacking := [name for name in NEEDED if name not in columns]:
+        raise M3ELError(f"the rows have no {lacking[0]}: training takes the config all, or a topic, of a built dataset")
 
 
 class TrainingCollator:
@@ -89,6 +191,7 @@ class TrainingCollator:
             rows=indices,
             views=views,
             names=names,
+            candidates=sum(map(len, batch.candidates)),
         )
 
     def _template(self, entity: EntityRow) -> str | None:

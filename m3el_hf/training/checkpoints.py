@@ -14,6 +14,7 @@ from typing import Any
 from accelerate import Accelerator
 
 from m3el_hf.errors import M3ELError
+from m3el_hf.training.arguments import TrainingArguments
 
 STATE = "state.json"
 MAY_CHANGE = {
@@ -26,31 +27,36 @@ MAY_CHANGE = {
 @contextmanager
 def whole(folder: Path) -> Iterator[Path]:
     """Gives a folder to write into beside ``folder`` and swaps it in: a kill leaves the old or the new one whole."""
-    partial, old = folder.with_name(folder.name + ".partial"), folder.with_name(folder.name + ".old")
+    partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     yield partial
+    _swap(partial, folder)
+
+
+def _swap(partial: Path, folder: Path) -> None:
+    """Gives a folder its name once all of it is on the disk, in place of one that has it."""
     for file in partial.rglob("*"):
         _sync(file)
+    old = folder.with_name(folder.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
-        shutil.rmtree(old, ignore_errors=True)
         os.rename(folder, old)
     os.rename(partial, folder)
     _sync(folder.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 
-def save_checkpoint(folder: Path, accelerator: Accelerator, step: int, state: dict[str, Any], limit: int) -> None:
-    """Writes ``checkpoint-STEP`` into ``folder``, and removes all but the newest ``limit``.
+def save_checkpoint(arguments: TrainingArguments, accelerator: Accelerator, state: dict[str, Any]) -> None:
+    """Writes ``checkpoint-STEP`` into the run's folder, and then removes all but the newest.
 
     Args:
-        folder: The run's.
+        arguments: The run's settings, which say where and how many are kept.
         accelerator: It knows the model, the optimiser and each process's random state.
-        step: Steps taken.
-        state: All else that the run is continued with, as JSON has it.
-        limit: How many checkpoints are kept.
+        state: All else that the run is continued with, as JSON has it; its ``step`` names the checkpoint.
     """
-    target = folder / f"checkpoint-{step}"
+    folder = Path(arguments.output_dir)
+    target = folder / f"checkpoint-{state['step']}"
     partial = target.with_name(target.name + ".partial")
     if accelerator.is_main_process:
         shutil.rmtree(partial, ignore_errors=True)
@@ -59,13 +65,15 @@ def save_checkpoint(folder: Path, accelerator: Accelerator, step: int, state: di
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         (partial / STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
-        for file in partial.rglob("*"):
-            _sync(file)
-        shutil.rmtree(target, ignore_errors=True)
-        os.rename(partial, target)
-        for old in _checkpoints(folder)[:-limit]:
+        _swap(partial, target)
+        for old in _checkpoints(folder)[: -arguments.save_total_limit]:
             shutil.rmtree(old)
     accelerator.wait_for_everyone()
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The newest that was written whole; None if there is none."""
+    return max(_checkpoints(folder), key=_step, default=None)
 
 
 def load_checkpoint(folder: Path, accelerator: Accelerator, settings: dict[str, Any]) -> dict[str, Any] | None:
@@ -79,27 +87,32 @@ def load_checkpoint(folder: Path, accelerator: Accelerator, settings: dict[str, 
     Raises:
         M3ELError: If they are not, or the weights are another model's.
     """
-    if not (found := _checkpoints(folder)):
+    found = newest_checkpoint(folder)
+    if found is None:
         return None
-    state = json.loads((found[-1] / STATE).read_text(encoding="utf-8"))
+    state = json.loads((found / STATE).read_text(encoding="utf-8"))
     for name, value in settings.items():
         before = state["settings"].get(name)
         if name not in MAY_CHANGE and before != value:
             raise M3ELError(
-                f"{found[-1]} was made with {name} {before}, and now it is {value}: the run would not be the same; set it "
+                f"{found} was made with {name} {before}, and now it is {value}: the run would not be the same; set it "
                 "back, or start anew in another output_dir"
             )
     try:
-        accelerator.load_state(str(found[-1]))
+        accelerator.load_state(str(found))
     except (RuntimeError, ValueError, KeyError) as error:
-        raise M3ELError(f"{found[-1]} holds another model's weights: start anew in another output_dir") from error
+        raise M3ELError(f"{found} holds another model's weights: start anew in another output_dir") from error
     return state
 
 
 def _checkpoints(folder: Path) -> list[Path]:
     """Those that were written whole, the oldest first."""
     found = (path for path in folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name))
-    return sorted(found, key=lambda path: int(path.name.partition("-")[2]))
+    return sorted(found, key=_step)
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.partition("-")[2])
 
 
 def _sync(path: Path) -> None:

@@ -20,13 +20,13 @@ from m3el_hf.modeling.encoded_clipnd import Encoded, MatchingEntities, MatchingM
 from m3el_hf.modeling.modeling_clipnd import ClipNDModel
 from m3el_hf.training.gathering import gather, gather_encoded, process_count, process_index, total
 
-Side = Mapping[str, Tensor | None]
+Side = Mapping[str, Any]
+"""Tensors by name; None for what no row has."""
 
 
 @dataclass
 class TrainingBatch:
-    """The B mentions of a process, the N different entities that they bring along, and R rows, which are mentions as a
-    task shows them.
+    """The B mentions of a process, the N entities that they bring along, and R rows: mentions as a task shows them.
 
     Attributes:
         mentions: Arguments of `ClipNDModel.encode_mentions`.
@@ -36,6 +36,7 @@ class TrainingBatch:
         rows: ``[R]``, the mention of each row.
         views: ``[R, 4]`` bool, what each row shows: mention text and picture, entity text and picture.
         names: The id of each mention's row in the dataset.
+        candidates: How many candidates the mentions have together; many are the same entity.
     """
 
     mentions: Side
@@ -45,6 +46,7 @@ class TrainingBatch:
     rows: Tensor
     views: Tensor
     names: list[str]
+    candidates: int
 
     def to(self, device: torch.device) -> TrainingBatch:
         """Moves all tensors."""
@@ -89,7 +91,7 @@ class Objective(nn.Module):
 
     def _encoded(self, side: str, given: Side | list[Side]) -> Any:
         if isinstance(given, Mapping):
-            return self.model._encode(side, **given)
+            return self.model._encode(side, given)
         kind: type[Encoded] = Encoded
         if self.model.config.head == "matching":
             kind = MatchingMentions if side == "mentions" else MatchingEntities
@@ -147,7 +149,8 @@ def backward(objective: nn.Module, batch: TrainingBatch, parts: int, accelerator
         ]
         wanted = [(value, gradient) for value, gradient in pairs if gradient is not None and value.requires_grad]
         if wanted:
-            torch.autograd.backward(*zip(*wanted, strict=True))
+            values, gradients = zip(*wanted, strict=True)
+            torch.autograd.backward(values, gradients)
     return terms
 
 

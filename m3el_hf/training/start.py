@@ -1,24 +1,28 @@
-"""The model that a run starts from."""
+"""The model that a run starts from, and what of it is trained."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
-from accelerate import Accelerator
 from datasets import Dataset
+from peft import PeftModel
+from torch import nn
 
 from m3el_hf.errors import M3ELError
 from m3el_hf.modeling.configuration_clipnd import ClipNDConfig
 from m3el_hf.modeling.modeling_clipnd import ClipNDModel
 from m3el_hf.modeling.processing_clipnd import ClipNDProcessor
 from m3el_hf.sources import check_source, explain_hub_error
+from m3el_hf.training.arguments import TrainingArguments
+from m3el_hf.training.lora import add_lora
 
 
 def start_model(
     base: str | None, head: str, rows: Dataset, seed: int = 0, template: str = "ND"
 ) -> tuple[ClipNDModel, ClipNDProcessor]:
-    """Returns a model, on the accelerator where there is one, and its processor.
+    """Returns a model and its processor.
 
     Args:
         base: A CLIP checkpoint, a folder or a Hub id; None for a tiny model from scratch.
@@ -31,18 +35,17 @@ def start_model(
         M3ELError: If ``base`` is no CLIP checkpoint or cannot be had.
     """
     torch.manual_seed(seed)
-    device = Accelerator().device
     if base is None:
         processor = ClipNDProcessor.tiny(_texts(rows), template=template)
         config = ClipNDConfig.tiny(len(processor.tokenizer), processor.tokenizer.eos_token_id, head=head)
-        return ClipNDModel(config).to(device), processor
+        return ClipNDModel(config), processor
     check_source(base)
     try:
         model, processor = ClipNDModel.from_clip(base, head=head), ClipNDProcessor.from_pretrained(base)
         processor = ClipNDProcessor(processor.image_processor, processor.tokenizer, template=template)
     except (OSError, ValueError) as error:
         raise M3ELError(f"cannot start from {base}: {explain_hub_error(error)}") from error
-    return model.to(device), processor
+    return model, processor
 
 
 def _texts(rows: Dataset) -> Iterator[str]:
@@ -50,3 +53,39 @@ def _texts(rows: Dataset) -> Iterator[str]:
         for text in (row["mention"], row["context"], *row["candidate_names"], *row["candidate_descriptions"]):
             if text:
                 yield text
+
+
+def make_trainable(model: ClipNDModel, arguments: TrainingArguments) -> ClipNDModel | PeftModel:
+    """Freezes, adapts and compiles a model as a run wants it, in place; with ``lora`` returns what PEFT makes of it."""
+    for tower in {"none": (), "both": ("text", "vision"), "text": ("text",), "image": ("vision",)}[arguments.freeze]:
+        getattr(model.clip, f"{tower}_model").requires_grad_(False)
+    if arguments.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    if arguments.torch_compile:
+        model.clip.text_model.compile()
+        model.clip.vision_model.compile()
+    return add_lora(model, rank=arguments.lora_rank) if arguments.lora else model
+
+
+def make_optimizer(model: nn.Module, arguments: TrainingArguments) -> torch.optim.Optimizer:
+    """Returns AdamW over what is trained: gains, biases and scales without weight decay, the head at its own rate."""
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            groups.setdefault((not name.startswith("clip."), parameter.ndim >= 2), []).append(parameter)
+    rates = {False: arguments.learning_rate, True: arguments.head_learning_rate or arguments.learning_rate}
+    described = [
+        {
+            "params": parameters,
+            "lr": rates[is_head],
+            "initial_lr": rates[is_head],
+            "weight_decay": arguments.weight_decay if is_matrix else 0.0,
+        }
+        for (is_head, is_matrix), parameters in groups.items()
+    ]
+    return torch.optim.AdamW(described, eps=arguments.adam_epsilon)
+
+
+def without_adapters(model: Any) -> ClipNDModel:
+    """Merges adapters into the weights, in place; a model that has none is returned as it is."""
+    return model.merge_and_unload() if isinstance(model, PeftModel) else model

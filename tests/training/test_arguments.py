@@ -15,7 +15,7 @@ from m3el_hf.training.arguments import TrainingArguments
         {"token_dropout": 1.0},
         {"learning_rate": 0.0},
         {"max_minutes": -1.0},
-        {"evaluations": 0},
+        {"eval_steps": 0},
     ],
 )
 def test_a_value_out_of_range_is_named(wrong):

@@ -21,7 +21,7 @@ from tests.conftest import tiny_model
 
 
 def arguments(folder: Path, **changes) -> TrainingArguments:
-    few = {"num_train_epochs": 2, "per_device_train_batch_size": 8, "evaluations": 2, "warmup_steps": 1}
+    few = {"num_train_epochs": 2, "per_device_train_batch_size": 8, "eval_steps": 0.5, "warmup_steps": 1}
     return TrainingArguments(output_dir=folder, **({"learning_rate": 2e-3, "token_dropout": 0.1} | few | changes))
 
 
@@ -49,7 +49,7 @@ def test_the_model_has_the_weights_of_the_best_validation_run(processor, data, t
         return Fixed()
 
     monkeypatch.setattr(loop, "evaluate", fake_evaluate)
-    settings = arguments(tmp_path, evaluations=4)
+    settings = arguments(tmp_path, eval_steps=0.25)
     model, result = train(
         tiny_model(processor), processor, data["train"].select(range(16)), data["validation"], settings, progress=False
     )
@@ -120,7 +120,7 @@ from m3el_hf.training.start import start_model
 store, output = sys.argv[1:]
 data = load_dataset(store)
 model, processor = start_model(None, "clip", data["train"])
-settings = TrainingArguments(output, num_train_epochs=1, per_device_train_batch_size=8, evaluations=1)
+settings = TrainingArguments(output, num_train_epochs=1, per_device_train_batch_size=8, eval_steps=1e9)
 model, result = train(model, processor, data["train"].select(range(32)), data["validation"], settings, progress=False)
 total = sum(p.double().sum().item() for p in model.parameters())
 state = PartialState()

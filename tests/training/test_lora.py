@@ -178,7 +178,7 @@ def test_training_changes_adapters_and_heads_and_no_other_bit(head, saved, proce
     write = loop._save
     monkeypatch.setattr(loop, "_save", save)
     settings = TrainingArguments(
-        tmp_path, lora=True, learning_rate=1e-2, warmup_steps=1, num_train_epochs=2, evaluations=1, tasks_per_mention=9
+        tmp_path, lora=True, learning_rate=1e-2, warmup_steps=1, num_train_epochs=2, eval_steps=1e9, tasks_per_mention=9
     )
     rows = data["train"].select(range(16)), data["validation"].select(range(4))
     model, _ = train(model, processor, *rows, settings, progress=False)
