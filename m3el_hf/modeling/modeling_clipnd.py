@@ -343,6 +343,9 @@ class ClipNDModel(ClipNDPreTrainedModel):
     ) -> tuple[Tensor, dict[str, Term]]:
         """Scores rows and compares them with their golds (arXiv 2412.10440, section 4.4).
 
+        A row's total is compared among the entities that show all that its gold shows in its task: one that shows less
+        would be told apart by that.
+
         Args:
             mentions: B encoded mentions.
             entities: N encoded entities, all different.
@@ -360,7 +363,11 @@ class ClipNDModel(ClipNDPreTrainedModel):
         """
         golds = labels[rows]
         scores = self._score_rows(mentions, entities, rows, views, mine)
-        terms = {"total": _cross_entropy(scores.total, golds)}
+        terms = {
+            "total": _cross_entropy(
+                scores.total.masked_fill(~_as_shown(entities, golds, views[:, 2:]), -math.inf), golds
+            )
+        }
         if self.config.head == "matching":
             # clip stands in for the pairs that no branch can score: the total has it
             terms |= {name: _cross_entropy(one, golds) for name, one in scores.branches.items() if name != "clip"}
@@ -424,9 +431,9 @@ class ClipNDModel(ClipNDPreTrainedModel):
         if self.config.head == "matching":
             branches = {name: one.mT[which] for name, one in self.matching.branches(mentions, entities[golds]).items()}
         scores = self._score_views(entities, labels[rows], mentions, branches, views[:, [2, 3, 0, 1]]).total
-        twins = labels[rows].unsqueeze(1) == labels
-        twins[torch.arange(len(rows), device=rows.device), rows] = False
-        return _cross_entropy(scores.masked_fill(twins, -math.inf), rows)
+        others = labels[rows].unsqueeze(1) != labels
+        others[torch.arange(len(rows), device=rows.device), rows] = True
+        return _cross_entropy(scores.masked_fill(~(others & _as_shown(mentions, rows, views[:, :2])), -math.inf), rows)
 
     def _encode_side(
         self,
@@ -510,6 +517,12 @@ def _shared(mentions: Encoded, entities: Encoded) -> tuple[Tensor, Tensor]:
     """Which pairs share text, and which share pictures; bool ``[B, N]``."""
     text = mentions.has_text.unsqueeze(1) & entities.has_text
     return text, mentions.has_image.unsqueeze(1) & entities.has_image
+
+
+def _as_shown(side: Encoded, right: Tensor, views: Tensor) -> Tensor:
+    """Which of n rows show what the right one ``[R]`` shows in views ``[R, 2]`` of text and picture; bool ``[R, n]``."""
+    text, image = side.has_text[right] & views[:, 0], side.has_image[right] & views[:, 1]
+    return (side.has_text | ~text.unsqueeze(1)) & (side.has_image | ~image.unsqueeze(1))
 
 
 def _shown(mentions: Encoded, entities: Encoded) -> Tensor:
