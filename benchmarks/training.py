@@ -78,9 +78,8 @@ def show_rates(model: ClipNDModel, processor: ClipNDProcessor, data: DatasetDict
             seconds[name] = min(seconds[name], timed(steps, model, options.device))
     mentions = sum(map(len, chosen))
     unique, candidates = sum(len(one.entity_ids) for one in ours), sum(one.candidates for one in ours)
-    print(
-        f"head {options.head}, batch {options.batch}, {options.tasks_per_mention} task(s) a mention, {options.threads} thread(s)"
-    )
+    tasks = f"{options.tasks_per_mention} task(s) a mention"
+    print(f"head {options.head}, batch {options.batch}, {tasks}, {options.threads} thread(s)")
     print(f"  {candidates / unique:.2f} candidates for each entity encoded")
     for name, taken in seconds.items():
         print(

@@ -520,7 +520,7 @@ def _shared(mentions: Encoded, entities: Encoded) -> tuple[Tensor, Tensor]:
 
 
 def _as_shown(side: Encoded, right: Tensor, views: Tensor) -> Tensor:
-    """Which of n rows show what the right one ``[R]`` shows in views ``[R, 2]`` of text and picture; bool ``[R, n]``."""
+    """Which of n show what the right one ``[R]`` shows in views ``[R, 2]`` of text and picture; bool ``[R, n]``."""
     text, image = side.has_text[right] & views[:, 0], side.has_image[right] & views[:, 1]
     return (side.has_text | ~text.unsqueeze(1)) & (side.has_image | ~image.unsqueeze(1))
 
