@@ -146,6 +146,24 @@ def test_the_exact_score_is_within_the_bound_of_the_factorised(processor, dtype,
     assert not bound[by_clip].any()
 
 
+@pytest.mark.parametrize("offset", [1.0, 100.0, 10_000.0])
+@pytest.mark.parametrize("spread", [1.0, 0.01, 0.0])
+def test_the_bound_holds_where_channels_share_a_large_offset(processor, offset, spread):
+    model = headed(processor, "unidirectional")
+    scaled(model, 7)
+    with torch.no_grad():
+        for module in (model.matching.text, model.matching.image):  # q . LN(c) is then about 100 times the sum of n
+            module.layer_norm.weight.fill_(1.0)
+            module.fc_cls.weight.zero_()
+            module.fc_cls.bias.fill_(100.0)
+            module.fc_value.weight.mul_(spread)
+            module.fc_value.bias.fill_(offset)
+        mentions, entities = encode_all(model, processor)
+        exact = model.score(mentions, entities).total
+        factorised, bound = model.score_factorised(mentions, entities)
+    assert ((exact - factorised).abs() <= bound).all()
+
+
 @pytest.mark.parametrize("head", ["unidirectional", "bidirectional"])
 def test_the_bound_is_the_formula(processor, head):
     model = headed(processor, head)
