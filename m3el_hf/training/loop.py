@@ -122,6 +122,7 @@ def train(
     accelerator = Accelerator(kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)])
     collator = processor if isinstance(processor, LinkingCollator) else LinkingCollator(processor)
     trained: Any = add_lora(model, rank=arguments.lora_rank) if arguments.lora else model
+    trained.train()  # a loaded model comes in evaluation mode, without dropout and checkpointing
     training_collator = TrainingCollator(collator, arguments)
     loader = DataLoader(
         undecoded(train_rows),
