@@ -16,6 +16,7 @@ class Encoded:
     """Encoded mentions or entities, n rows, for the heads ``clip`` and ``pooled``.
 
     What a row lacks is marked absent, and its values say nothing. Scores are computed in fp32 whatever type is kept.
+    ``torch.save`` and ``torch.load`` keep it on disk.
 
     Attributes:
         text: ``[n, D]``, unit vectors: CLIP's, or those of `PoolingHead`.
@@ -144,3 +145,7 @@ class MatchingEntities(MatchingSide):
     text_global: Tensor
     image_queries: Tensor
     image_global: Tensor
+
+
+# Dataclasses of tensors: torch.load may read what torch.save wrote of them, without weights_only=False.
+torch.serialization.add_safe_globals([Encoded, MatchingMentions, MatchingEntities])

@@ -110,6 +110,16 @@ def test_parts_of_other_weights_or_none_cannot_be_joined(model, processor):
         entities.join([entities, replace(entities, fingerprint="another")])
 
 
+def test_what_is_kept_can_be_written_and_read(model, processor, tmp_path):
+    mentions, entities = encode_all(model, processor)
+    torch.save(entities.to(dtype=torch.float16), tmp_path / "entities.pt")
+    read = torch.load(tmp_path / "entities.pt")
+    assert type(read) is type(entities) and read.fingerprint == entities.fingerprint
+    torch.testing.assert_close(
+        model.score(mentions, read).total, model.score(mentions, entities).total, rtol=0.01, atol=0.01
+    )
+
+
 # The bound.
 
 
