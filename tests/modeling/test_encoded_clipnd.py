@@ -67,6 +67,14 @@ def test_rows_and_types_of_all_that_is_kept_go_together(model, processor):
     assert mentions.bytes_per_row * 3 == sum(value.nbytes for value in mentions.tensors().values())
 
 
+def test_numbers_that_a_type_cannot_hold_are_refused(model, processor):
+    mentions, _ = encode_all(model, processor)
+    large = replace(mentions, text=mentions.text * 1e6)
+    with pytest.raises(ValueError, match=r"text has numbers beyond what torch.float16 holds: keep torch.bfloat16"):
+        large.to(dtype=torch.float16)
+    assert large.to(dtype=torch.bfloat16).text.isfinite().all()
+
+
 def test_joined_parts_score_as_they_do_apart(model, processor):
     items = [*ENTITIES, only(ENTITIES[0], True, False), only(ENTITIES[1], False, True)]
     with torch.no_grad():
