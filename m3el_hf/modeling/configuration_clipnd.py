@@ -39,8 +39,8 @@ class ClipNDConfig(PretrainedConfig):
         **kwargs: What every configuration of transformers takes; keys that nobody knows are kept.
 
     Raises:
-        ValueError: If a value is none of those named above, ``format_version`` is newer than this code, or the
-            configuration read is of another kind of model.
+        ValueError: If a value is none of those named above, the width or the temperature is not above 0,
+            ``format_version`` is newer than this code, or the configuration read is of another kind of model.
 
     Example:
         >>> ClipNDConfig(head="matching").clip_config.vision_config.patch_size
@@ -78,6 +78,11 @@ class ClipNDConfig(PretrainedConfig):
         _check_choice("head", head, HEADS)
         _check_choice("matching_direction", matching_direction, DIRECTIONS)
         _check_choice("contrastive_self", contrastive_self, SELF_TERMS)
+        if matching_dim < 1 or contrastive_temperature <= 0:
+            raise ValueError(
+                f"matching_dim is {matching_dim} and contrastive_temperature {contrastive_temperature}: both must be "
+                "above 0"
+            )
         if isinstance(clip_config, dict):
             clip_config = CLIPConfig(**clip_config)
         self.clip_config = clip_config if clip_config is not None else CLIPConfig()

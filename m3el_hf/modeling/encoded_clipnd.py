@@ -16,6 +16,7 @@ class Encoded:
     """Encoded mentions or entities, n rows, for the heads ``clip`` and ``pooled``.
 
     What a row lacks is marked absent, and its values say nothing. Scores are computed in fp32 whatever type is kept.
+    ``torch.save`` and ``torch.load`` keep it on disk.
 
     Attributes:
         text: ``[n, D]``, unit vectors: CLIP's, or those of `PoolingHead`.
@@ -65,9 +66,17 @@ class Encoded:
         return replace(self, has_text=self.has_text & text, has_image=self.has_image & image)
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
-        """Moves to a device, and numbers to a type, such as ``torch.float16`` to be kept; None changes nothing."""
-        types = {name: dtype if value.is_floating_point() else None for name, value in self.tensors().items()}
-        return self._replace({name: value.to(device, types[name]) for name, value in self.tensors().items()})
+        """Moves to a device, and numbers to a type, such as ``torch.float16`` to be kept; None changes nothing.
+
+        Raises:
+            ValueError: If a number is too large for the type.
+        """
+        result = {}
+        for name, value in self.tensors().items():
+            result[name] = value.to(device, dtype if value.is_floating_point() else None)
+            if result[name].dtype != value.dtype and (result[name].isinf() & ~value.isinf().to(device)).any():
+                raise ValueError(f"{name} has numbers beyond what {dtype} holds: keep torch.bfloat16 or torch.float32")
+        return self._replace(result)
 
     @property
     def bytes_per_row(self) -> int:
@@ -144,3 +153,7 @@ class MatchingEntities(MatchingSide):
     text_global: Tensor
     image_queries: Tensor
     image_global: Tensor
+
+
+# Dataclasses of tensors: torch.load may read what torch.save wrote of them, without weights_only=False.
+torch.serialization.add_safe_globals([Encoded, MatchingMentions, MatchingEntities])

@@ -28,6 +28,10 @@ MENTION_BLOCK = 64
 BLOCK_BYTES = 2**24
 """Of the fp32 queries, or of the contexts ``[MENTION_BLOCK, C, d]``, of the C entities that are scored at a time."""
 
+ROUNDING = 2 * torch.finfo(torch.float32).eps
+"""A dot product of w numbers is off by at most w eps/2 times the product of the lengths; two are compared, and there
+are a few roundings more."""
+
 
 @dataclass
 class Features:
@@ -131,7 +135,10 @@ class IntraModalMatching(nn.Module):
             rows = []
             for first in range(0, len(keys), MENTION_BLOCK):
                 block = slice(first, first + MENTION_BLOCK)
-                tokens = (keys[block].float(), values[block].float(), None if key_mask is None else key_mask[block])
+                # LN ignores what all channels have in common. Where that is large it would round away the rest.
+                value = values[block].float()
+                value = value - value.mean(-1, keepdim=True)
+                tokens = (keys[block].float(), value, None if key_mask is None else key_mask[block])
                 rows.append((_normalised(self.layer_norm, averaged_attention(query, weights, *tokens)) * q).sum(-1))
             columns.append(torch.cat(rows))
         return torch.cat(columns, 1)
@@ -149,13 +156,12 @@ class IntraModalMatching(nn.Module):
         return q @ beta, math.sqrt(width) * centred.norm(dim=-1) + rounding
 
 
-ROUNDING = 2 * torch.finfo(torch.float32).eps
-"""A dot product of w numbers is off by at most w eps/2 times the product of the lengths; two are compared, and there
-are a few roundings more."""
-
-
 class MatchingHead(nn.Module):
-    """Scores mentions against entities by text, picture and cross-modal branches.
+    """Scores mentions against entities by text, picture and cross-modal branches (arXiv 2412.10440, section 4).
+
+    The score is the mean of the branches: `IntraModalMatching` of texts and of pictures, and the dot products of the
+    two sides' cross-modal vectors, of which `UnidirectionalMatching` has one and `BidirectionalMatching` two. Both
+    sides' vectors and tokens pass one LayerNorm each before.
 
     A branch scores a pair only where both sides have what it reads: ``text`` needs text on both, ``image`` pictures on
     both, ``cross`` (in the bidirectional form ``text_image`` and ``image_text``) both on both.
@@ -191,10 +197,8 @@ class MatchingHead(nn.Module):
 
     def mentions(self, features: Features) -> MatchingMentions:
         """Keeps what scoring needs of n mentions."""
-        text, image = (
-            self.text_tokens_layernorm(features.text_tokens),
-            self.image_tokens_layernorm(features.image_tokens),
-        )
+        text = self.text_tokens_layernorm(features.text_tokens)
+        image = self.image_tokens_layernorm(features.image_tokens)
         return MatchingMentions(
             **self._side(features, text, image),
             text_keys=self.text.fc_key(text),
@@ -205,10 +209,8 @@ class MatchingHead(nn.Module):
 
     def entities(self, features: Features) -> MatchingEntities:
         """Keeps what scoring needs of n entities."""
-        text, image = (
-            self.text_tokens_layernorm(features.text_tokens),
-            self.image_tokens_layernorm(features.image_tokens),
-        )
+        text = self.text_tokens_layernorm(features.text_tokens)
+        image = self.image_tokens_layernorm(features.image_tokens)
         return MatchingEntities(
             **self._side(features, text, image),
             text_queries=self.text.fc_query(text),

@@ -106,7 +106,10 @@ class ClipNDModel(ClipNDPreTrainedModel):
 
     @classmethod
     def from_clip(cls, path_or_id: str, **config: Any) -> ClipNDModel:
-        """Starts from a pretrained CLIP, for example ``"openai/clip-vit-base-patch32"``; a matching head starts fresh.
+        """Starts from a pretrained CLIP, such as ``"openai/clip-vit-base-patch32"``; a head's own weights are random.
+
+        As from `from_pretrained`, the model comes in evaluation mode. `ClipNDProcessor.from_pretrained` makes its
+        processor of the same folder or id.
 
         Args:
             path_or_id: A folder or a Hub id of a CLIP checkpoint.
@@ -132,7 +135,7 @@ class ClipNDModel(ClipNDPreTrainedModel):
         clip.text_model.eos_token_id = _true_eos_token_id(clip.config)
         model = cls(ClipNDConfig(clip.config, **config))
         model.clip = clip
-        return model
+        return model.eval()
 
     @classmethod
     def from_released_matching(
@@ -176,7 +179,7 @@ class ClipNDModel(ClipNDPreTrainedModel):
         _true_eos_token_id(config.clip_config)
         model = cls(config)
         model.load_state_dict(model_weights(weights, model.state_dict(), bidirectional=bidirectional))
-        return model
+        return model.eval()
 
     def encode_mentions(
         self,
@@ -245,7 +248,8 @@ class ClipNDModel(ClipNDPreTrainedModel):
         Returns:
             ``factorised`` and ``bound``, both ``[B, N]`` in fp32, with ``|score.total - factorised| <= bound`` for the
             same encoded rows, rounding included; a pair of which a side shows nothing has -inf and 0. The bound is 0
-            where nothing is left out, as with the heads ``clip`` and ``pooled``.
+            where nothing is left out, as with the heads ``clip`` and ``pooled``: there ``factorised`` is the score,
+            which the last digits of a product of another number of rows may differ from.
 
         Raises:
             ValueError: As `score` does.

@@ -84,6 +84,12 @@ def edited(folder: Path, **keys: Any) -> Path:
     return folder
 
 
+@pytest.mark.parametrize("wrong", [{"matching_dim": 0}, {"contrastive_temperature": 0.0}])
+def test_a_width_or_a_temperature_of_nothing_is_refused(wrong):
+    with pytest.raises(ValueError, match="both must be above 0$"):
+        ClipNDConfig(**wrong)
+
+
 def test_a_newer_format_is_refused_with_what_to_do(tmp_path):
     for read in (ClipNDConfig.from_pretrained, AutoConfig.from_pretrained):
         with pytest.raises(ValueError, match="format 2, newer than 1, .* upgrade m3el_hf$"):

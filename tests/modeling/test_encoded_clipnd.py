@@ -67,6 +67,14 @@ def test_rows_and_types_of_all_that_is_kept_go_together(model, processor):
     assert mentions.bytes_per_row * 3 == sum(value.nbytes for value in mentions.tensors().values())
 
 
+def test_numbers_that_a_type_cannot_hold_are_refused(model, processor):
+    mentions, _ = encode_all(model, processor)
+    large = replace(mentions, text=mentions.text * 1e6)
+    with pytest.raises(ValueError, match=r"text has numbers beyond what torch.float16 holds: keep torch.bfloat16"):
+        large.to(dtype=torch.float16)
+    assert large.to(dtype=torch.bfloat16).text.isfinite().all()
+
+
 def test_joined_parts_score_as_they_do_apart(model, processor):
     items = [*ENTITIES, only(ENTITIES[0], True, False), only(ENTITIES[1], False, True)]
     with torch.no_grad():
@@ -110,6 +118,16 @@ def test_parts_of_other_weights_or_none_cannot_be_joined(model, processor):
         entities.join([entities, replace(entities, fingerprint="another")])
 
 
+def test_what_is_kept_can_be_written_and_read(model, processor, tmp_path):
+    mentions, entities = encode_all(model, processor)
+    torch.save(entities.to(dtype=torch.float16), tmp_path / "entities.pt")
+    read = torch.load(tmp_path / "entities.pt")
+    assert type(read) is type(entities) and read.fingerprint == entities.fingerprint
+    torch.testing.assert_close(
+        model.score(mentions, read).total, model.score(mentions, entities).total, rtol=0.01, atol=0.01
+    )
+
+
 # The bound.
 
 
@@ -144,6 +162,24 @@ def test_the_exact_score_is_within_the_bound_of_the_factorised(processor, dtype,
     if model.config.head == "matching":
         assert (bound[able & ~by_clip] > 0).all()
     assert not bound[by_clip].any()
+
+
+@pytest.mark.parametrize("offset", [1.0, 100.0, 10_000.0])
+@pytest.mark.parametrize("spread", [1.0, 0.01, 0.0])
+def test_the_bound_holds_where_channels_share_a_large_offset(processor, offset, spread):
+    model = headed(processor, "unidirectional")
+    scaled(model, 7)
+    with torch.no_grad():
+        for module in (model.matching.text, model.matching.image):  # q . LN(c) is then about 100 times the sum of n
+            module.layer_norm.weight.fill_(1.0)
+            module.fc_cls.weight.zero_()
+            module.fc_cls.bias.fill_(100.0)
+            module.fc_value.weight.mul_(spread)
+            module.fc_value.bias.fill_(offset)
+        mentions, entities = encode_all(model, processor)
+        exact = model.score(mentions, entities).total
+        factorised, bound = model.score_factorised(mentions, entities)
+    assert ((exact - factorised).abs() <= bound).all()
 
 
 @pytest.mark.parametrize("head", ["unidirectional", "bidirectional"])

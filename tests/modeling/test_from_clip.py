@@ -49,6 +49,7 @@ def test_from_clip_has_the_checkpoints_weights(processor, tmp_path, head):
         assert torch.equal(found[name], weight), name
     assert (model.config.head, model.config.matching_dim) == (head, 8)
     assert model.config.clip_config.to_dict() == model.clip.config.to_dict()
+    assert not any(module.training for module in model.modules())
 
 
 def test_from_clip_scores_with_the_processor_of_the_same_folder(processor, picture_file, tmp_path):

@@ -17,6 +17,7 @@ from m3el_hf.evaluation.evaluator import ModelSystem, evaluate
 from m3el_hf.training import loop
 from m3el_hf.training.arguments import TrainingArguments
 from m3el_hf.training.loop import TrainingCollator, train
+from m3el_hf.training.objective import Objective
 from tests.conftest import tiny_model
 
 
@@ -78,6 +79,20 @@ def test_a_loss_that_is_not_finite_stops_the_run(processor, data, tmp_path):
         train(model, processor, data["train"], data["validation"], arguments(tmp_path), progress=False)
 
 
+def test_a_loaded_model_is_trained_in_training_mode(processor, data, tmp_path, monkeypatch):
+    tiny_model(processor).save_pretrained(tmp_path / "start")
+    model, modes, forward = ClipNDModel.from_pretrained(tmp_path / "start"), [], Objective.forward
+
+    def noted(self, *inputs):
+        modes.append(all(module.training for module in self.model.modules()))
+        return forward(self, *inputs)
+
+    monkeypatch.setattr(Objective, "forward", noted)
+    rows = data["train"].select(range(16))
+    train(model, processor, rows, data["validation"], arguments(tmp_path, num_train_epochs=1), progress=False)
+    assert modes and all(modes)
+
+
 @pytest.mark.parametrize("empty", ["training", "validation"])
 def test_an_empty_split_is_named(empty, processor, data, tmp_path):
     splits = {"training": data["train"], "validation": data["validation"]}
@@ -114,6 +129,7 @@ import sys
 from accelerate import PartialState
 from datasets import load_dataset
 from m3el_hf.training.arguments import TrainingArguments
+from m3el_hf.training.objective import Objective
 from m3el_hf.training.loop import train
 from m3el_hf.training.start import start_model
 
