@@ -146,7 +146,7 @@ def augment_pictures(pixels: Tensor, names: Sequence[str]) -> Tensor:
         names: What each picture's draws depend on.
 
     Returns:
-        New pictures of the same shape: up to 14 degrees, 25 % in scale, 20 % of the side in place, 20 % in contrast and
+        New pictures of the same shape: up to 14 degrees, 25 % in scale, 10 % of the side in place, 20 % in contrast and
         0.4 standard deviations in brightness.
     """
     n = len(pixels)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import count, islice
 from typing import Any
@@ -46,7 +47,8 @@ def epoch_order(rows: int, size: int, seed: int, epoch: int, processes: int = 1,
         processes: How many there are.
         process: Which of them asks.
     """
-    generator = torch.Generator().manual_seed((seed << 32) + epoch)
+    # A generator sees 32 bits of its seed alone: both must be in these.
+    generator = torch.Generator().manual_seed(random.Random(f"{seed}:{epoch}:order").getrandbits(32))
     order = torch.randperm(rows, generator=generator).split(size * processes)
     return [batch.tensor_split(processes)[process].tolist() for batch in order if len(batch) >= processes]
 
