@@ -119,14 +119,17 @@ def test_stages_begin_where_they_say():
     [
         "", "t2t", "t2t=", "t2t=much", "t2x=1", "t2t=-1", "t2t=nan", "t2t=inf", "t2t=0", "t2t=1,t2t=2", "t2t=1,,i2i=1",
         "uniform,t2t=1", "t2t=1;", "t2t=1; i2i=1", "0.5: t2t=1", "uniform; 0: t2t=1", "uniform; 1: t2t=1",
-        "uniform; late: t2t=1", "uniform; 0.5: t2t=1; 0.5: uniform", "uniform; 0.5: t2t=1; 0.2: uniform", "t2t=1\ni2i=1",
+        "uniform; late: t2t=1", "uniform; 0.5: t2t=1; 0.5: uniform", "uniform; 0.5: t2t=1; 0.2: uniform",
+        "t2t=1\ni2i=1",
     ],
 )  # fmt: skip
 def test_tasks_that_cannot_be_read_are_one_line_that_shows_how(text):
     with pytest.raises(M3ELError) as caught:
         parse_stages(text)
     message = str(caught.value)
-    assert re.fullmatch(r"tasks is .*: (give each weight once, as in|each stage .* as in|some weight must be) .*", message)
+    assert re.fullmatch(
+        r"tasks is .*: (give each weight once, as in|each stage .* as in|some weight must be) .*", message
+    )
 
 
 @pytest.mark.parametrize("text", ["", "uniform", "X=1", "N", "N=0", "ND=1,ND=1", "N=1;D=1"])
@@ -185,7 +188,9 @@ def test_pictures_move_turn_and_scale_no_further_than_said():
     moved = augment_pictures(spot, names(300))[:, 0]
     place = moved.flatten(1).argmax(1)
     away = torch.stack([place % 64, place // 64], 1) / 63 * 2 - 1
-    assert 0.2 < away.abs().max() < 0.2 / 0.75 * math.sqrt(2) + 0.05  # of the half side, seen through the turn and scale
+    assert (
+        0.2 < away.abs().max() < 0.2 / 0.75 * math.sqrt(2) + 0.05
+    )  # of the half side, seen through the turn and scale
 
 
 @given(st.integers(0, 100), st.sampled_from([0.0, 0.5, 0.99]))

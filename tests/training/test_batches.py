@@ -175,7 +175,9 @@ def test_a_stream_must_name_its_columns(rows, collator):
 
 
 def test_hard_negatives_of_a_stream_are_refused(rows, collator):
-    with pytest.raises(M3ELError, match=r"\Ahard negatives are looked for among all rows: leave mine_negatives out.*\Z"):
+    with pytest.raises(
+        M3ELError, match=r"\Ahard negatives are looked for among all rows: leave mine_negatives out.*\Z"
+    ):
         Feed(rows.to_iterable_dataset(), collator, arguments(mine_negatives=1))
 
 
