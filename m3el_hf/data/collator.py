@@ -44,6 +44,10 @@ class EntityRow(NamedTuple):
     description: str | None
     image: dict[str, Any] | None
 
+    def filled(self, other: EntityRow) -> EntityRow:
+        """Returns the entity with what it lacks as another row shows it."""
+        return EntityRow._make(old or new for old, new in zip(self, other, strict=True))
+
 
 def candidates_of(row: Row) -> list[EntityRow]:
     """Returns a row's candidates, in its order."""
@@ -104,33 +108,41 @@ class LinkingCollator:
         """
         entities: dict[str, EntityRow] = {}
         for one in chain(*map(candidates_of, rows), others):
-            known = entities.setdefault(one.qid, one)
-            entities[one.qid] = EntityRow._make(old or new for old, new in zip(known, one, strict=True))
+            entities[one.qid] = entities.get(one.qid, one).filled(one)
         index = {qid: position for position, qid in enumerate(entities)}
-        qids, names, descriptions, images = zip(*entities.values(), strict=True)
-        prepared = self.processor.entities(
-            names,
-            descriptions,
-            [self._prepared(image) for image in images],
-            template=[template(entity) or self.processor.template for entity in entities.values()],
-        )
-        for name, shown in zip(names, prepared["has_text"].tolist(), strict=True):
-            if name and not shown:
-                raise M3ELError(
-                    f"candidate {name!r} has no description, all that the processor's template 'D' shows: use the "
-                    "template 'ND', or leave out the rows that have it"
-                )
         return Batch(
-            mentions=self.processor.mentions(
-                [row["mention"] for row in rows],
-                [row["context"] for row in rows],
-                [self._prepared(row["mention_image"]) for row in rows],
-            ),
-            entities=prepared,
-            qids=list(qids),
+            mentions=self.mentions(rows),
+            entities=self.entities(list(entities.values()), template),
+            qids=list(entities),
             candidates=[[index[qid] for qid in row["candidate_qids"]] for row in rows],
             labels=torch.tensor([index[row["answer_qid"]] for row in rows]),
         )
+
+    def mentions(self, rows: Sequence[Row]) -> dict[str, Any]:
+        """Prepares the rows' mentions alone, as arguments of `ClipNDModel.encode_mentions`."""
+        return self.processor.mentions(
+            [row["mention"] for row in rows],
+            [row["context"] for row in rows],
+            [self._prepared(row["mention_image"]) for row in rows],
+        )
+
+    def entities(
+        self, entities: Sequence[EntityRow], template: Callable[[EntityRow], str | None] = lambda entity: None
+    ) -> dict[str, Any]:
+        """Prepares entities alone, as arguments of `ClipNDModel.encode_entities`; else as a call does."""
+        prepared = self.processor.entities(
+            [entity.name for entity in entities],
+            [entity.description for entity in entities],
+            [self._prepared(entity.image) for entity in entities],
+            template=[template(entity) or self.processor.template for entity in entities],
+        )
+        for entity, shown in zip(entities, prepared["has_text"].tolist(), strict=True):
+            if entity.name and not shown:
+                raise M3ELError(
+                    f"candidate {entity.name!r} has no description, all that the processor's template 'D' shows: use "
+                    "the template 'ND', or leave out the rows that have it"
+                )
+        return prepared
 
     def _prepared(self, image: Any) -> Tensor | None:
         if image is None:

@@ -1,9 +1,12 @@
 """Modality augmentation: each mention draws tasks, and what a task hides is masked on both sides.
 
-The dataset paper (arXiv 2410.18096) trains CLIPND with modality augmentation on names and descriptions. It does not say
-how: that a task is drawn at random for each mention and step, and an entity's text as name, description or both, is our
-reading of it (inferred). All draws depend on the seed, the epoch and what is drawn for alone, so an example gets the
-same draw on any number of processes.
+The dataset paper (arXiv 2410.18096) trains CLIPND with modality augmentation on names and descriptions, and does not
+say how. Ours are these readings of it (inferred): a task is drawn at random for each mention and epoch; equally among
+the nine that the row fits, unless weights or stages say otherwise; an entity's text is drawn as name, description or
+both. Changed pictures and hidden tokens are additions of our own, and off by default.
+
+All draws depend on the seed, the epoch and what is drawn for alone: a row's id, or an entity's Qid. So an example gets
+the same draw in any batch and on any number of processes.
 """
 
 from __future__ import annotations
@@ -65,11 +68,12 @@ def _parse(name: str, text: str, known: Sequence[str]) -> Weights:
     for part in text.split(","):
         key, _, value = (one.strip() for one in part.partition("="))
         try:
-            weights[key] = float(value)
+            weight = float(value)
         except ValueError:
-            weights[key] = math.nan
-        if key not in known or not 0 <= weights[key] < math.inf:
-            raise M3ELError(f"{name} is {text.strip()!r}: give weights, as in {known[0]}=1,{known[-1]}=2")
+            weight = math.nan
+        if key not in known or key in weights or not 0 <= weight < math.inf:
+            raise M3ELError(f"{name} is {text.strip()!r}: give each weight once, as in {known[0]}=1,{known[-1]}=2")
+        weights[key] = weight
     if not any(weights.values()):
         raise M3ELError(f"{name} is {text.strip()!r}: some weight must be above 0")
     return weights
@@ -142,7 +146,7 @@ def augment_pictures(pixels: Tensor, names: Sequence[str]) -> Tensor:
         names: What each picture's draws depend on.
 
     Returns:
-        New pictures of the same shape: up to 14 degrees, 25 % in scale, 20 % of the side in place, 20 % in contrast and
+        New pictures of the same shape: up to 14 degrees, 25 % in scale, 10 % of the side in place, 20 % in contrast and
         0.4 standard deviations in brightness.
     """
     n = len(pixels)

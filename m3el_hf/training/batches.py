@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import random
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import count, islice
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 
 from m3el_hf.data.collator import NEEDED, EntityRow, LinkingCollator, Row, undecoded
 from m3el_hf.errors import M3ELError
+from m3el_hf.modeling.texts_clipnd import clean
 from m3el_hf.training.arguments import TrainingArguments
 from m3el_hf.training.augmentation import (
     augment_pictures,
@@ -27,6 +28,7 @@ from m3el_hf.training.augmentation import (
     task_views,
     weights_at,
 )
+from m3el_hf.training.negatives import HardNegatives
 from m3el_hf.training.objective import TrainingBatch
 from m3el_hf.training.schedule import Clock
 
@@ -45,7 +47,8 @@ def epoch_order(rows: int, size: int, seed: int, epoch: int, processes: int = 1,
         processes: How many there are.
         process: Which of them asks.
     """
-    generator = torch.Generator().manual_seed((seed << 32) + epoch)
+    # A generator sees 32 bits of its seed alone: both must be in these.
+    generator = torch.Generator().manual_seed(random.Random(f"{seed}:{epoch}:order").getrandbits(32))
     order = torch.randperm(rows, generator=generator).split(size * processes)
     return [batch.tensor_split(processes)[process].tolist() for batch in order if len(batch) >= processes]
 
@@ -54,8 +57,8 @@ class Feed:
     """The batches of this process, from any step on.
 
     Args:
-        rows: The training rows; those of a streamed dataset are divided among processes as `datasets` does, and begin
-            anew when they end.
+        rows: The training rows; those of a streamed dataset are divided among processes as `datasets` does, shuffled
+            through a buffer, and begin anew when they end.
         collator: Prepares both sides.
         arguments: The run's settings.
         processes: How many processes divide each batch.
@@ -66,7 +69,7 @@ class Feed:
         negatives: Hard negatives of mentions, by the row's id; those of the epoch that is under way.
 
     Raises:
-        M3ELError: If there are no rows, or they lack a column.
+        M3ELError: If there are no rows, they lack a column, or hard negatives are asked for of a streamed dataset.
     """
 
     def __init__(
@@ -88,9 +91,11 @@ class Feed:
                     f"there are {len(rows)} training rows for {processes} processes: build the data with more"
                 )
             self.steps_per_epoch = len(self._order(0))
+        elif arguments.mine_negatives:
+            raise M3ELError("hard negatives are looked for among all rows: leave mine_negatives out, or stream no rows")
         elif processes > 1:
             self._rows = split_dataset_by_node(self._rows, process, processes)
-        self.negatives: Mapping[str, Sequence[EntityRow]] = {}
+        self.negatives = HardNegatives(self._rows)
 
     def batches(self, clock: Clock, on_epoch: Callable[[int], None]) -> Iterator[TrainingBatch]:
         """Yields batches for ever, from the clock's step on.
@@ -99,39 +104,56 @@ class Feed:
             clock: The run's.
             on_epoch: Called with the number of each epoch that begins, before its first batch.
         """
-        epoch, done = divmod(clock.step, self.steps_per_epoch or sys.maxsize)
         if self.steps_per_epoch is None:
-            yield from islice(self._streamed(clock), done, None)
+            yield from self._streamed(clock)
             return
+        epoch, done = divmod(clock.step, self.steps_per_epoch)
         while True:
             if not done:
                 on_epoch(epoch)
             share = clock.share(epoch * self.steps_per_epoch)
-            yield from self._loader(epoch, share, batch_sampler=self._order(epoch)[done:])
+            yield from self._loader(self._rows, self._order(epoch)[done:], epoch, share)
             epoch, done = epoch + 1, 0
 
     def _streamed(self, clock: Clock) -> Iterator[TrainingBatch]:
+        """Reads rows in this process and prepares them in the workers: their number changes no batch."""
+        step, begin = 0, clock.step
         for epoch in count():
-            shuffled = self._rows.shuffle(seed=self._arguments.seed, buffer_size=SHUFFLE_BUFFER)
-            shuffled.set_epoch(epoch)
-            empty = True
-            for batch in self._loader(epoch, clock.progress, rows=shuffled, batch_size=self._arguments.batch_size):
-                empty = False
+            rows = self._rows.shuffle(seed=self._arguments.seed, buffer_size=SHUFFLE_BUFFER)
+            rows.set_epoch(epoch)
+            batches, share, first = _batches(rows, self._arguments.batch_size), clock.share(step), step
+            step += sum(1 for _ in islice(batches, begin - step if begin > step else 0))
+            for batch in self._loader(_Given(), batches, epoch, share):
+                step += 1
                 yield batch
-            if empty:
+            if step == first:
                 raise M3ELError("there are no training rows: build the data with a train split")
 
     def _order(self, epoch: int) -> list[list[int]]:
         arguments = self._arguments
         return epoch_order(len(self._rows), arguments.batch_size, arguments.seed, epoch, self._processes, self._process)
 
-    def _loader(self, epoch: int, share: float, rows: Any = None, **how: Any) -> DataLoader:
+    def _loader(self, rows: Any, batches: Iterable[list[Any]], epoch: int, share: float) -> DataLoader:
         return DataLoader(
-            self._rows if rows is None else rows,
+            rows,
+            batch_sampler=batches,
             collate_fn=TrainingCollator(self._collator, self._arguments, epoch, share, self.negatives),
             num_workers=self._arguments.dataloader_num_workers,
-            **how,
+            generator=torch.Generator(),  # it draws a number at each start, which dropout must not miss after a resume
         )
+
+
+class _Given:
+    """Rows whose indices are the rows themselves."""
+
+    def __getitem__(self, row: Row) -> Row:
+        return row
+
+
+def _batches(rows: Iterable[Row], size: int) -> Iterator[list[Row]]:
+    some = iter(rows)
+    while batch := list(islice(some, size)):
+        yield batch
 
 
 SHUFFLE_BUFFER = 1000
@@ -139,7 +161,9 @@ SHUFFLE_BUFFER = 1000
 
 
 def _check_columns(rows: Dataset | IterableDataset) -> None:
-    columns = rows.column_names or []
+    columns = rows.column_names
+    if columns is None:
+        raise M3ELError("the streamed rows do not name their columns: make them with features=ROW_FEATURES")
     if lacking := [name for name in NEEDED if name not in columns]:
         raise M3ELError(f"the rows have no {lacking[0]}: training takes the config all, or a topic, of a built dataset")
 
@@ -171,9 +195,8 @@ class TrainingCollator:
     def __call__(self, rows: Sequence[Row]) -> TrainingBatch:
         """Draws tasks and masks what they hide of the mentions; of the entities `Objective` does, for all processes."""
         arguments = self._arguments
-        batch = self._collator(
-            rows, [one for row in rows for one in self._negatives.get(row["id"], ())], template=self._template
-        )
+        negatives = [one for row in rows for one in self._negatives.get(row["id"], ())]
+        batch = self._collator(rows, negatives, template=self._template)
         drawn = [draw_tasks(row, arguments.tasks_per_mention, arguments.seed, self._epoch, self._tasks) for row in rows]
         indices, views = task_views(drawn)
         for column, kind in enumerate(("has_text", "has_image")):
@@ -191,13 +214,13 @@ class TrainingCollator:
             rows=indices,
             views=views,
             names=names,
-            candidates=sum(map(len, batch.candidates)),
+            candidates=sum(map(len, batch.candidates)) + len(negatives),
         )
 
     def _template(self, entity: EntityRow) -> str | None:
         if self._templates is None:
             return None
-        described = bool(entity.name), bool(entity.description)
+        described = bool(clean(entity.name)), bool(clean(entity.description))
         return draw_template(entity.qid, described, self._templates, self._arguments.seed, self._epoch)
 
     def _augment(self, side: dict[str, Tensor], names: list[str]) -> None:

@@ -135,6 +135,10 @@ class _Run:
 
     def _begin_epoch(self, epoch: int) -> None:
         """Looks for hard negatives, where these are asked for."""
+        every = self.arguments.mine_negatives
+        if every and epoch % every == 0:
+            count = self.arguments.negatives_per_mention
+            self.feed.negatives.mine(self.model, self.collator, count, progress=not self.bar.disable)
 
     def _step(self, batch: TrainingBatch, waited: float) -> None:
         clock, began = self.clock, time.monotonic()
@@ -217,6 +221,7 @@ class _Run:
             self.clock.start(state["step"], state["seconds"])
             self.result = TrainingResult(**state["result"] | {"is_finished": True})
             self.losses, self.worse = state["losses"], state["worse"]
+            self.feed.negatives.restore(state["negatives"])
         self.log.start(self.clock.step)
         self.model.train()
 
@@ -227,6 +232,7 @@ class _Run:
             "result": asdict(self.result),
             "losses": self.losses,
             "worse": self.worse,
+            "negatives": self.feed.negatives.state(),
             "settings": self._settings(),
         }
         save_checkpoint(self.arguments, self.accelerator, state)
