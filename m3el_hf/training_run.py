@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-from accelerate import PartialState
 from datasets import DatasetDict
 
 from m3el_hf.data.collator import LinkingCollator
@@ -22,6 +21,7 @@ from m3el_hf.hub.push import check_repository, push_folder
 from m3el_hf.modeling.modeling_clipnd import ClipNDModel
 from m3el_hf.sources import default_device, load_built, public_name
 from m3el_hf.training.arguments import RunArguments
+from m3el_hf.training.estimate import random_state_kept
 from m3el_hf.training.log import LINES, PLOT
 from m3el_hf.training.loop import TrainingResult, train
 from m3el_hf.training.recipes import write_recipe
@@ -53,8 +53,8 @@ def run_training(arguments: RunArguments) -> None:
         arguments.template,
         **arguments.model_settings,
     )
-    recipe = arguments.output_dir / RECIPE
-    if PartialState().is_main_process and not (arguments.resume and recipe.exists()):
+    recipe, is_main = arguments.output_dir / RECIPE, os.environ.get("RANK", "0") == "0"  # which launchers set
+    if is_main and not (arguments.resume and recipe.exists()):
         write_recipe(arguments, recipe)
     collator = LinkingCollator(processor)
     model, result = train(
@@ -65,7 +65,7 @@ def run_training(arguments: RunArguments) -> None:
         arguments.training,
         on_epoch=partial(_publish_so_far, arguments, data, collator) if arguments.hub_every_epochs else None,
     )
-    if PartialState().is_main_process:
+    if is_main:
         _finish(arguments, data, collator, model, result)
 
 
@@ -91,7 +91,7 @@ def _publish_so_far(
     """Publishes the best model so far, if it is its turn and there is one; a failure does not end the run."""
     if epoch % (arguments.hub_every_epochs or 1) or not result.best_step:
         return
-    with torch.random.fork_rng():
+    with random_state_kept(default_device()):
         model = ClipNDModel.from_pretrained(arguments.output_dir / "best").to(default_device())
         _write_card(arguments, data, collator, model, result)
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from contextlib import AbstractContextManager
 
 import torch
 from accelerate import Accelerator
@@ -24,7 +25,7 @@ def seconds_of_a_step(objective: nn.Module, batch: TrainingBatch, parts: int, ac
         accelerator: Scales losses and synchronises processes.
     """
     device = accelerator.device
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+    with random_state_kept(device):
         for _ in range(2):
             _wait_for(device)
             began = time.monotonic()
@@ -33,6 +34,11 @@ def seconds_of_a_step(objective: nn.Module, batch: TrainingBatch, parts: int, ac
             seconds = time.monotonic() - began
             objective.zero_grad()
     return seconds
+
+
+def random_state_kept(device: torch.device) -> AbstractContextManager[None]:
+    """Draws of torch within it leave those after it as they were, on the CPU and on a device."""
+    return torch.random.fork_rng([device] if device.type == "cuda" else [])
 
 
 def _wait_for(device: torch.device) -> None:

@@ -233,8 +233,8 @@ class _Run:
             self._validate()
         self._save_checkpoint()
         self._save_model("last")
-        self.accelerator.end_training()
         self.accelerator.wait_for_everyone()
+        self.accelerator.end_training()  # after which processes cannot wait for each other
         plain = without_adapters(self.trained)
         if self.result.best_step:
             best = ClipNDModel.from_pretrained(self.arguments.output_dir / "best")
