@@ -128,11 +128,11 @@ def check_push(
         raise M3ELError(f"{folder} is no built dataset: build it first with m3el-hf data build")
     if repo_type == "model":
         _check_model(folder)
-    check_repository(repo_id)
     if tag is not None and create_pr:
         raise M3ELError("a pull request cannot be a version: tag it once it is merged, or push without a pull request")
     if tag is not None and not re.fullmatch(r"\w+([.+-]\w+)*", tag, re.ASCII):
         raise M3ELError(f"{tag!r} cannot name a version: use letters, digits and points, such as v1.0")
+    check_repository(repo_id)
 
 
 def check_repository(repo_id: str) -> None:

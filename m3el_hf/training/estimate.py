@@ -65,5 +65,5 @@ def say_plan(steps: float, seconds_each: float, limit: float) -> str:
     each = f"({say_time(seconds_each)} each)"
     if steps * seconds_each > limit:
         fitting = math.floor(limit / seconds_each)
-        return f"{say_time(limit)} for at most {fitting:,} steps {each}, validation included"
+        return f"{say_time(limit)} for about {fitting:,} steps {each}, fewer by what validation takes"
     return f"about {say_time(steps * seconds_each)} for {steps:,} steps {each}, and validation"

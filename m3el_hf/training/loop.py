@@ -117,6 +117,7 @@ class _Run:
         self.objective, self.optimizer = self.accelerator.prepare(Objective(self.model), optimizer)
         self.log = TrainingLog(arguments, self.accelerator)
         self.result = TrainingResult()
+        self.loss = math.nan  # of the last step
         self.losses: list[float] = []  # since the last validation run
         self.worse = 0  # validation runs since the best
         self.is_told_to_stop = False
@@ -185,6 +186,7 @@ class _Run:
         clock.advance(seconds)
         self.is_told_to_stop = stop > 0
         self.result.steps = clock.step
+        self.loss = loss
         self.losses.append(loss)
         self.log.count(batch, terms, time.monotonic() - began, waited)
 
@@ -203,7 +205,7 @@ class _Run:
             self._save_checkpoint()
         self.bar.n = round(100 * clock.progress, 1)
         self.bar.set_postfix_str(
-            f"step {clock.step}, loss {self.losses[-1] if self.losses else math.nan:.3f}, "
+            f"step {clock.step}, loss {self.loss:.3f}, "
             f"{clock.step / clock.seconds:.2f} steps/s, {clock.seconds_left / 60:.0f} min left"
         )
 

@@ -63,4 +63,4 @@ def test_a_time_is_said_as_people_do(seconds, said):
 
 def test_the_plan_says_what_ends_the_run():
     assert say_plan(400, 1.8, math.inf) == "about 12 min for 400 steps (1.8 s each), and validation"
-    assert say_plan(math.inf, 0.5, 600) == "10 min for at most 1,200 steps (0.50 s each), validation included"
+    assert say_plan(math.inf, 0.5, 600) == "10 min for about 1,200 steps (0.50 s each), fewer by what validation takes"
