@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command and returns the exit status: 0, 2 for what the user can fix, 130 for an interrupt."""
+    """Runs one command and returns the exit status: 0, 2 for what the user can fix, 130 or 143 for an interrupt."""
     options = _parser().parse_args(arguments)
     try:
-        options.run(options)
+        return options.run(options) or 0
     except (M3ELError, OSError) as error:
         process = os.environ.get("RANK", "0")  # of several that train together, each may have its own mistake
         print(f"m3el-hf{f', process {process}' if process != '0' else ''}: {one_line(error)}", file=sys.stderr)
@@ -30,7 +30,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("m3el-hf: interrupted", file=sys.stderr)
         return 130
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -230,14 +229,14 @@ def _add_train(commands: Any) -> None:
     add_flags(_command(commands, "train", "train a model on a built dataset, by a YAML file, flags or both", _train))
 
 
-def _train(options: argparse.Namespace) -> None:
+def _train(options: argparse.Namespace) -> int:
     from m3el_hf.training.recipes import run_arguments
 
     arguments = run_arguments(options)  # a mistake in it answers before all that training needs is imported
     from m3el_hf.training_run import run_training
 
     _hush()
-    run_training(arguments)
+    return 0 if run_training(arguments).is_finished else 143
 
 
 def _add_evaluate(commands: Any) -> None:

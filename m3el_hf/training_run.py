@@ -21,6 +21,7 @@ from m3el_hf.hub.push import check_repository, push_folder
 from m3el_hf.modeling.modeling_clipnd import ClipNDModel
 from m3el_hf.sources import default_device, load_built, public_name
 from m3el_hf.training.arguments import RunArguments
+from m3el_hf.training.checkpoints import newest_checkpoint
 from m3el_hf.training.estimate import random_state_kept
 from m3el_hf.training.log import LINES, PLOT
 from m3el_hf.training.loop import TrainingResult, train
@@ -30,7 +31,7 @@ from m3el_hf.training.start import start_model
 RECIPE = "recipe.yaml"
 
 
-def run_training(arguments: RunArguments) -> None:
+def run_training(arguments: RunArguments) -> TrainingResult:
     """Trains, measures the best model, writes its card and publishes it if asked to; says on the way what it does.
 
     Every process of a run calls it; the main one alone prints and writes. Beside what `train` leaves in ``output_dir``
@@ -54,7 +55,7 @@ def run_training(arguments: RunArguments) -> None:
         **arguments.model_settings,
     )
     recipe, is_main = arguments.output_dir / RECIPE, os.environ.get("RANK", "0") == "0"  # which launchers set
-    if is_main and not (arguments.resume and recipe.exists()):
+    if is_main and newest_checkpoint(arguments.output_dir) is None:  # else it is of the run that is continued
         write_recipe(arguments, recipe)
     collator = LinkingCollator(processor)
     model, result = train(
@@ -67,6 +68,7 @@ def run_training(arguments: RunArguments) -> None:
     )
     if is_main:
         _finish(arguments, data, collator, model, result)
+    return result
 
 
 def _finish(
@@ -75,7 +77,7 @@ def _finish(
     folder = arguments.output_dir
     if not result.is_finished:
         again = f"m3el-hf train {shlex.quote(str(folder / RECIPE))} --resume"
-        print(f"told to stop after step {result.steps}: go on with {again}")
+        print(f"m3el-hf: told to stop after step {result.steps}: go on with {again}", file=sys.stderr)
         return
     print(f"best of {result.steps} steps: {result.best_step}, validation MRR {result.best_mrr:.3f}")
     _write_card(arguments, data, collator, model, result)

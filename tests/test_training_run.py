@@ -89,9 +89,9 @@ def test_a_saved_model_is_trained_on_and_named(store, processor, tmp_path, capsy
 def test_a_run_that_is_told_to_stop_says_how_it_goes_on(store, tmp_path, monkeypatch, capsys):
     stopped = TrainingResult(steps=7, is_finished=False)
     monkeypatch.setattr(training_run, "train", lambda model, *_, **__: (model, stopped))
-    assert main(words(store, tmp_path)) == 0
-    (line,) = capsys.readouterr().out.splitlines()
-    assert line == f"told to stop after step 7: go on with m3el-hf train {tmp_path / 'recipe.yaml'} --resume"
+    assert main(words(store, tmp_path)) == 143
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == f"m3el-hf: told to stop after step 7: go on with m3el-hf train {tmp_path / 'recipe.yaml'} --resume"
 
 
 @pytest.mark.parametrize(("name", "says"), [("x", "pass user/x"), ("a/b/c", "is no name"), ("user/x", "no token")])
