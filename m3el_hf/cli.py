@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -18,17 +19,17 @@ if TYPE_CHECKING:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command and returns the exit status: 0, 2 for what the user can fix, 130 for an interrupt."""
+    """Runs one command and returns the exit status: 0, 2 for what the user can fix, 130 or 143 for an interrupt."""
     options = _parser().parse_args(arguments)
     try:
-        options.run(options)
+        return options.run(options) or 0
     except (M3ELError, OSError) as error:
-        print(f"m3el-hf: {one_line(error)}", file=sys.stderr)
+        process = os.environ.get("RANK", "0")  # of several that train together, each may have its own mistake
+        print(f"m3el-hf{f', process {process}' if process != '0' else ''}: {one_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("m3el-hf: interrupted", file=sys.stderr)
         return 130
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -223,40 +224,19 @@ def _data_push(options: argparse.Namespace) -> None:
 
 
 def _add_train(commands: Any) -> None:
-    from m3el_hf.training.arguments import TrainingArguments
+    from m3el_hf.training.recipes import add_flags
 
-    parser = _command(commands, "train", "train a model on a built dataset", _train)
-    parser.add_argument("--data", required=True, help="folder or Hub id of a built dataset")
-    parser.add_argument("--base", help="a CLIP to start from, folder or Hub id; default: a tiny one from scratch")
-    parser.add_argument("--head", choices=("clip", "matching", "pooled"), default="clip", help="how pairs are scored")
-    parser.add_argument(
-        "--template", choices=("N", "D", "ND"), default="ND", help="an entity's text: name, description, or both"
-    )
-    for field in fields(TrainingArguments):
-        flag, help_text = "--" + field.name.replace("_", "-"), field.metadata["help"]
-        if isinstance(field.default, bool):
-            parser.add_argument(flag, action="store_true", help=help_text)
-        else:
-            kind = float if field.default is None else type(field.default)
-            parser.add_argument(flag, type=kind, default=field.default, help=help_text)
+    add_flags(_command(commands, "train", "train a model on a built dataset, by a YAML file, flags or both", _train))
 
 
-def _train(options: argparse.Namespace) -> None:
-    from m3el_hf.sources import load_built
-    from m3el_hf.training.arguments import TrainingArguments
-    from m3el_hf.training.loop import train
-    from m3el_hf.training.start import start_model
+def _train(options: argparse.Namespace) -> int:
+    from m3el_hf.training.recipes import run_arguments
 
-    arguments = TrainingArguments(**{field.name: getattr(options, field.name) for field in fields(TrainingArguments)})
+    arguments = run_arguments(options)  # a mistake in it answers before all that training needs is imported
+    from m3el_hf.training_run import run_training
+
     _hush()
-    data = load_built(options.data)
-    missing = [split for split in ("train", "validation") if split not in data]
-    if missing:
-        raise M3ELError(f"{options.data} has no {missing[0]} split: it needs train and validation")
-    model, processor = start_model(options.base, options.head, data["train"], arguments.seed, options.template)
-    _, result = train(model, processor, data["train"], data["validation"], arguments)
-    print(f"best of {result.steps} steps: {result.best_step}, validation MRR {result.best_mrr:.3f}")
-    print(f"saved to {arguments.output_dir / 'best'}")
+    return 0 if run_training(arguments).is_finished else 143
 
 
 def _add_evaluate(commands: Any) -> None:
@@ -270,9 +250,7 @@ def _add_evaluate(commands: Any) -> None:
 def _evaluate(options: argparse.Namespace) -> None:
     from rich.console import Console
 
-    from m3el_hf.data.collator import LinkingCollator
-    from m3el_hf.evaluation.baselines import BASELINES
-    from m3el_hf.evaluation.evaluator import ModelSystem, average_mention, evaluate
+    from m3el_hf.evaluation.measure import measure
     from m3el_hf.evaluation.report import RunReport, software
     from m3el_hf.sources import load_built, load_model
 
@@ -281,9 +259,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     data = load_built(options.data)
     if options.split not in data:
         raise M3ELError(f"{options.data} has no split {options.split!r}: it has {', '.join(data)}")
-    rows, collator = data[options.split], LinkingCollator(processor)
-    control = ModelSystem("mention-blind control", model, collator, average_mention(model, collator, rows))
-    table = evaluate([*BASELINES, ModelSystem("model", model, collator), control], rows, progress=True)
+    table = measure(model, processor, data[options.split], progress=True)
     provenance = {"data": options.data, "split": options.split, "model": options.model, **software()}
     report = RunReport(f"{options.model} on {options.data}, {options.split}", table, provenance)
     report.save(options.output)

@@ -44,6 +44,11 @@ def is_hub_id(name: str) -> bool:
     return re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) is not None
 
 
+def public_name(source: str | Path) -> str:
+    """What a source is called where others read it: a Hub id, or a folder's own name without where it lies."""
+    return Path(source).resolve().name if Path(source).is_dir() else str(source)
+
+
 def check_split(split: str, splits: Iterable[str], source: str, streaming: bool) -> list[str]:
     """Returns the splits of a source of which ``split`` shows rows: of ``"train[:10]+test"``, train and test.
 

@@ -3,6 +3,10 @@ from __future__ import annotations
 import runpy
 from pathlib import Path
 
+import pytest
+
+from m3el_hf.training.arguments import RunArguments
+from m3el_hf.training.recipes import read_recipe
 from tests.conftest import instance, tiny_model, write_release
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -35,3 +39,9 @@ def test_audit_a_dataset(tmp_path, capsys):
 
 def test_examples_stay_short():
     assert all(len(path.read_text().splitlines()) <= 80 for path in EXAMPLES.glob("*.py"))
+
+
+@pytest.mark.parametrize("recipe", sorted((EXAMPLES / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_recipe_is_whole(recipe):
+    arguments = RunArguments(**read_recipe(recipe))
+    assert arguments.output_dir != RunArguments.defaults()["output_dir"]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from importlib.resources import files
+from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from m3el_hf.evaluation.report import RunReport
 from m3el_hf.modeling.modeling_clipnd import ClipNDModel
+from m3el_hf.sources import is_hub_id, public_name
 
 
 def render_model_card(model: ClipNDModel, report: RunReport, *, name: str, system: str, base: str | None) -> ModelCard:
@@ -18,7 +20,8 @@ def render_model_card(model: ClipNDModel, report: RunReport, *, name: str, syste
         report: What was measured.
         name: The model's name.
         system: The row of ``report.table`` that is this model; its figures go into the metadata.
-        base: The checkpoint that training started from, or None if it started from scratch.
+        base: The checkpoint that training started from, or None if it started from scratch. A folder's name is said,
+            and stands not in the metadata, where the Hub takes it for a repository.
     """
     data = str(report.provenance["data"])
     results = [
@@ -39,7 +42,7 @@ def render_model_card(model: ClipNDModel, report: RunReport, *, name: str, syste
         model_name=name,
         library_name="transformers",
         tags=["entity-linking", "multimodal", "m3el", "clipnd"],
-        base_model=base,
+        base_model=base if base and is_hub_id(base) and not Path(base).is_dir() else None,
         eval_results=results,
     )
     return ModelCard.from_template(
@@ -48,7 +51,7 @@ def render_model_card(model: ClipNDModel, report: RunReport, *, name: str, syste
         title=name,
         head=model.config.head,
         parameters=model.num_parameters(),
-        base=base or "random weights",
+        base=public_name(base) if base else "random weights",
         from_scratch=base is None,
         table=report.to_markdown(),
         notes=report.notes,

@@ -128,20 +128,29 @@ def check_push(
         raise M3ELError(f"{folder} is no built dataset: build it first with m3el-hf data build")
     if repo_type == "model":
         _check_model(folder)
+    if tag is not None and create_pr:
+        raise M3ELError("a pull request cannot be a version: tag it once it is merged, or push without a pull request")
+    if tag is not None and not re.fullmatch(r"\w+([.+-]\w+)*", tag, re.ASCII):
+        raise M3ELError(f"{tag!r} cannot name a version: use letters, digits and points, such as v1.0")
+    check_repository(repo_id)
+
+
+def check_repository(repo_id: str) -> None:
+    """Refuses a name that no repository can have, and a push that the client cannot make.
+
+    Raises:
+        M3ELError: If it is no such name, there is no token, or the Hub is not to be asked.
+    """
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
         raise M3ELError(f"{repo_id} is no name of a repository: {one_line(error)}") from error
     if "/" not in repo_id:
         raise M3ELError(f"{repo_id} does not say whose it is: pass user/{repo_id}")
-    if tag is not None and create_pr:
-        raise M3ELError("a pull request cannot be a version: tag it once it is merged, or push without a pull request")
-    if tag is not None and not re.fullmatch(r"\w+([.+-]\w+)*", tag, re.ASCII):
-        raise M3ELError(f"{tag!r} cannot name a version: use letters, digits and points, such as v1.0")
     if get_token() is None:
         raise M3ELError("no token for the Hub: run `hf auth login`")
     if is_offline_mode():
-        raise M3ELError(f"{folder} cannot be pushed while HF_HUB_OFFLINE is set: unset it")
+        raise M3ELError(f"nothing can be pushed to {repo_id} while HF_HUB_OFFLINE is set: unset it")
 
 
 def _check_model(folder: Path) -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, fields
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from m3el_hf.errors import M3ELError
-from m3el_hf.training.augmentation import parse_stages, parse_templates
 
 CHOICES = {
     "lr_scheduler_type": ("cosine", "linear", "constant"),
@@ -84,10 +84,14 @@ class TrainingArguments:
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
+        from m3el_hf.training.augmentation import parse_stages, parse_templates  # after help, which needs no torch
+
         self.output_dir = Path(self.output_dir)
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices and not (name == "mixed_precision" and self.mixed_precision is None):
                 raise M3ELError(f"{name} is {getattr(self, name)!r}: choose one of {', '.join(choices)}")
+        if self.report_to != "none" and find_spec(self.report_to) is None:
+            raise M3ELError(f"report_to is {self.report_to}, which is not installed: pip install {self.report_to}")
         for name in COUNTS:
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise M3ELError(f"{name} is {getattr(self, name)}: it must be at least 1")
@@ -119,3 +123,68 @@ class TrainingArguments:
     def defaults(cls) -> dict[str, Any]:
         """The default of each setting."""
         return {one.name: one.default for one in fields(cls)}
+
+
+MODEL_CHOICES = {
+    "head": ("clip", "matching", "pooled"),
+    "matching_direction": ("unidirectional", "bidirectional"),
+    "template": ("N", "D", "ND"),
+}
+"""As `ClipNDConfig` and `ClipNDProcessor` have them, which are slow to import."""
+
+MODEL_SETTINGS = ("matching_direction", "contrastive_weight", "branch_weight", "entity_to_mention_weight")
+"""Settings that are arguments of `ClipNDConfig`, beside the head."""
+
+
+@dataclass
+class RunArguments(TrainingArguments):
+    """All that `m3el-hf train` can be told: the data, the model to start from, the training, and where to publish.
+
+    A setting of the model that is None is what a saved model has, else the default of `ClipNDConfig`.
+
+    Raises:
+        M3ELError: If a value is out of its range, or there is no data.
+    """
+
+    data: str = _says("", "folder or Hub id of a built dataset; it is required")
+    base: str | None = _says(
+        None, "a CLIP or a saved model to start from, folder or Hub id; None for a tiny one from scratch"
+    )
+    head: str | None = _says(None, f"how pairs are scored: {', '.join(MODEL_CHOICES['head'])}; clip for a new model")
+    template: str | None = _says(None, "an entity's text: N, D or ND, name, description or both; ND for a new model")
+    matching_direction: str | None = _says(
+        None, f"how the matching head crosses modalities: {', '.join(MODEL_CHOICES['matching_direction'])}"
+    )
+    contrastive_weight: float | None = _says(None, "weight of the matching head's intra-modal loss")
+    branch_weight: float | None = _says(None, "weight of the loss of each branch of the matching head")
+    entity_to_mention_weight: float | None = _says(None, "weight of the loss from each gold to the mentions")
+    push_to_hub: str | None = _says(None, "publish the best model, with its card, as user/name on the Hub")
+    hub_every_epochs: int | None = _says(None, "publish every so many epochs too, not at the end alone")
+    private: bool = _says(False, "make a new repository private")
+
+    def __post_init__(self) -> None:
+        """Checks the ranges."""
+        super().__post_init__()
+        if not self.data:
+            raise M3ELError("there is no data: pass --data, or put data into the YAML file")
+        for name, choices in MODEL_CHOICES.items():
+            if getattr(self, name) not in (None, *choices):
+                raise M3ELError(f"{name} is {getattr(self, name)!r}: choose one of {', '.join(choices)}")
+        for name in MODEL_SETTINGS:
+            if name.endswith("_weight") and getattr(self, name) is not None and not getattr(self, name) >= 0:
+                raise M3ELError(f"{name} is {getattr(self, name)}: it must not be negative")
+        if self.hub_every_epochs is not None and self.hub_every_epochs < 1:
+            raise M3ELError(f"hub_every_epochs is {self.hub_every_epochs}: it must be at least 1")
+        if self.push_to_hub is None and (self.hub_every_epochs or self.private):
+            name = "hub_every_epochs" if self.hub_every_epochs else "private"
+            raise M3ELError(f"{name} is for a run that is published: set push_to_hub, or leave it out")
+
+    @property
+    def training(self) -> TrainingArguments:
+        """What the loop is told."""
+        return TrainingArguments(**{one.name: getattr(self, one.name) for one in fields(TrainingArguments)})
+
+    @property
+    def model_settings(self) -> dict[str, Any]:
+        """What the model's configuration is told, beside the head."""
+        return {name: getattr(self, name) for name in MODEL_SETTINGS if getattr(self, name) is not None}

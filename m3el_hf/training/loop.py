@@ -7,9 +7,10 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ from m3el_hf.modeling.processing_clipnd import ClipNDProcessor
 from m3el_hf.training.arguments import TrainingArguments
 from m3el_hf.training.batches import Feed
 from m3el_hf.training.checkpoints import load_checkpoint, newest_checkpoint, save_checkpoint, whole
+from m3el_hf.training.estimate import say_plan, seconds_of_a_step
 from m3el_hf.training.gathering import total
 from m3el_hf.training.log import TrainingLog
 from m3el_hf.training.objective import Objective, TrainingBatch, backward
@@ -61,6 +63,7 @@ def train(
     arguments: TrainingArguments,
     *,
     progress: bool = True,
+    on_epoch: Callable[[int, TrainingResult], None] | None = None,
 ) -> tuple[ClipNDModel, TrainingResult]:
     """Trains the model and leaves it with the weights of the best validation MRR.
 
@@ -73,7 +76,9 @@ def train(
         train_rows: Rows of `m3el_hf.data.schema.ROW_FEATURES`.
         validation_rows: The same, for choosing the weights; never trained on. None to keep the last.
         arguments: The run's settings.
-        progress: Show a progress bar.
+        progress: Say what is trained and how long it may take, and show a progress bar.
+        on_epoch: Called in the main process after each epoch but the last, with how many there were, and the result
+            so far. It must draw no random numbers.
 
     Returns:
         The model, with adapters merged if ``lora`` was asked for, and what the run did.
@@ -81,7 +86,7 @@ def train(
     Raises:
         M3ELError: If a split has no rows, a checkpoint is of another run, or the loss is not finite.
     """
-    return _Run(model, processor, train_rows, validation_rows, arguments, progress).go()
+    return _Run(model, processor, train_rows, validation_rows, arguments, progress, on_epoch).go()
 
 
 class _Run:
@@ -93,11 +98,13 @@ class _Run:
         validation_rows: Dataset | None,
         arguments: TrainingArguments,
         progress: bool,
+        on_epoch: Callable[[int, TrainingResult], None] | None,
     ) -> None:
         if validation_rows is not None and not len(validation_rows):
             raise M3ELError("there are no validation rows: build the data with a validation split, or pass None")
         set_seed(arguments.seed)
         self.arguments, self.validation_rows = arguments, validation_rows
+        self.train_rows, self.progress, self.on_epoch = train_rows, progress, on_epoch
         self.accelerator = _make_accelerator(arguments)
         processes, process = self.accelerator.num_processes, self.accelerator.process_index
         self.collator = processor if isinstance(processor, LinkingCollator) else LinkingCollator(processor)
@@ -110,6 +117,7 @@ class _Run:
         self.objective, self.optimizer = self.accelerator.prepare(Objective(self.model), optimizer)
         self.log = TrainingLog(arguments, self.accelerator)
         self.result = TrainingResult()
+        self.loss = math.nan  # of the last step
         self.losses: list[float] = []  # since the last validation run
         self.worse = 0  # validation runs since the best
         self.is_told_to_stop = False
@@ -121,7 +129,10 @@ class _Run:
         self._resume()
         patience = self.arguments.early_stopping_patience or math.inf
         with self.bar, self._terminable():
-            batches, asked = self.feed.batches(self.clock, self._begin_epoch), time.monotonic()
+            batches = self.feed.batches(self.clock, self._begin_epoch)
+            if self.progress and self.clock.progress < 1:
+                batches = self._announce(batches)
+            asked = time.monotonic()
             while self.clock.progress < 1 and self.worse < patience:
                 batch = next(batches).to(self.accelerator.device)
                 self._step(batch, waited=time.monotonic() - asked)
@@ -134,11 +145,33 @@ class _Run:
         return self._finish()
 
     def _begin_epoch(self, epoch: int) -> None:
-        """Looks for hard negatives, where these are asked for."""
+        """Looks for hard negatives and calls back, where these are asked for."""
         every = self.arguments.mine_negatives
         if every and epoch % every == 0:
             count = self.arguments.negatives_per_mention
             self.feed.negatives.mine(self.model, self.collator, count, progress=not self.bar.disable)
+        if epoch and self.on_epoch is not None and self.accelerator.is_main_process:
+            self.on_epoch(epoch, self.result)
+
+    def _announce(self, batches: Iterator[TrainingBatch]) -> Iterator[TrainingBatch]:
+        """Says what is trained and how long it may take, by its first batch; returns all batches again."""
+        began = time.monotonic()
+        batch = next(batches)
+        waited = 0.0 if self.arguments.dataloader_num_workers else time.monotonic() - began
+        parts, device = self.arguments.gradient_accumulation_steps, self.accelerator.device
+        seconds = waited + seconds_of_a_step(self.objective, batch.to(device), parts, self.accelerator)
+        counts = torch.tensor([len(batch.names), len(batch.entity_ids)], device=device)
+        mentions, entities = total(counts).tolist()
+        weights = list(self.objective.parameters())
+        trained = sum(one.numel() for one in weights if one.requires_grad)
+        rows = f"{len(self.train_rows):,} rows" if isinstance(self.train_rows, Dataset) else "streamed rows"
+        if self.accelerator.is_main_process:
+            tqdm.write(
+                f"{rows}; {trained:,} of {sum(one.numel() for one in weights):,} parameters are trained; "
+                f"{mentions:,} mentions and {entities:,} entities a step"
+            )
+            tqdm.write(say_plan(self.clock.total_steps - self.clock.step, seconds, self.clock.seconds_allowed))
+        return chain([batch], batches)
 
     def _step(self, batch: TrainingBatch, waited: float) -> None:
         clock, began = self.clock, time.monotonic()
@@ -157,6 +190,7 @@ class _Run:
         clock.advance(seconds)
         self.is_told_to_stop = stop > 0
         self.result.steps = clock.step
+        self.loss = loss
         self.losses.append(loss)
         self.log.count(batch, terms, time.monotonic() - began, waited)
 
@@ -175,7 +209,7 @@ class _Run:
             self._save_checkpoint()
         self.bar.n = round(100 * clock.progress, 1)
         self.bar.set_postfix_str(
-            f"step {clock.step}, loss {self.losses[-1] if self.losses else math.nan:.3f}, "
+            f"step {clock.step}, loss {self.loss:.3f}, "
             f"{clock.step / clock.seconds:.2f} steps/s, {clock.seconds_left / 60:.0f} min left"
         )
 
@@ -205,8 +239,8 @@ class _Run:
             self._validate()
         self._save_checkpoint()
         self._save_model("last")
-        self.accelerator.end_training()
         self.accelerator.wait_for_everyone()
+        self.accelerator.end_training()  # after which processes cannot wait for each other
         plain = without_adapters(self.trained)
         if self.result.best_step:
             best = ClipNDModel.from_pretrained(self.arguments.output_dir / "best")

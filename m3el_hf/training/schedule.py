@@ -51,6 +51,11 @@ class Clock:
         return self.share(self.step)
 
     @property
+    def seconds_allowed(self) -> float:
+        """What the time limit leaves; infinite where there is none."""
+        return self._limit - self.seconds
+
+    @property
     def rate(self) -> float:
         """What learning rates are multiplied by: a linear warm-up over steps, then the schedule over the run."""
         arguments = self._arguments

@@ -9,43 +9,79 @@ import torch
 from datasets import Dataset
 from peft import PeftModel
 from torch import nn
+from transformers import PretrainedConfig
 
 from m3el_hf.errors import M3ELError
 from m3el_hf.modeling.configuration_clipnd import ClipNDConfig
 from m3el_hf.modeling.modeling_clipnd import ClipNDModel
 from m3el_hf.modeling.processing_clipnd import ClipNDProcessor
-from m3el_hf.sources import check_source, explain_hub_error
+from m3el_hf.sources import adapter_base, check_source, explain_hub_error
 from m3el_hf.training.arguments import TrainingArguments
 from m3el_hf.training.lora import add_lora
 
 
 def start_model(
-    base: str | None, head: str, rows: Dataset, seed: int = 0, template: str = "ND"
+    base: str | None,
+    head: str | None,
+    rows: Dataset,
+    seed: int = 0,
+    template: str | None = None,
+    **settings: Any,
 ) -> tuple[ClipNDModel, ClipNDProcessor]:
     """Returns a model and its processor.
 
     Args:
-        base: A CLIP checkpoint, a folder or a Hub id; None for a tiny model from scratch.
-        head: The head of `ClipNDConfig`.
+        base: A CLIP checkpoint or a saved `ClipNDModel`, a folder or a Hub id; None for a tiny model from scratch.
+        head: The head of `ClipNDConfig`; None for that of a saved model, else ``"clip"``.
         rows: The training rows; a model from scratch learns its vocabulary from their texts.
         seed: Seeds the weights that do not come from ``base``.
-        template: What an entity's text is made of, as `ClipNDProcessor` has it.
+        template: What an entity's text is made of, as `ClipNDProcessor` has it; None for that of a saved model, else
+            ``"ND"``.
+        **settings: Other arguments of `ClipNDConfig`. A saved model has its architecture, and takes weights of losses.
 
     Raises:
-        M3ELError: If ``base`` is no CLIP checkpoint or cannot be had.
+        M3ELError: If ``base`` is no such checkpoint or cannot be had, or a setting is not for this model.
     """
     torch.manual_seed(seed)
+    settings |= {} if head is None else {"head": head}
     if base is None:
-        processor = ClipNDProcessor.tiny(_texts(rows), template=template)
-        config = ClipNDConfig.tiny(len(processor.tokenizer), processor.tokenizer.eos_token_id, head=head)
-        return ClipNDModel(config), processor
-    check_source(base)
+        processor = ClipNDProcessor.tiny(_texts(rows), template=template or "ND")
+        model = ClipNDModel(ClipNDConfig.tiny(len(processor.tokenizer), processor.tokenizer.eos_token_id, **settings))
+    else:
+        model, processor = _load(check_source(base), template, settings)
+    for name in MATCHING_ONLY:
+        if name in settings and model.config.head != "matching":
+            raise M3ELError(
+                f"{name} is for the matching head, and this model has the head {model.config.head}: choose head "
+                "matching, or leave it out"
+            )
+    return model, processor
+
+
+MATCHING_ONLY = ("matching_direction", "contrastive_weight", "branch_weight")
+
+
+def _load(base: str, template: str | None, settings: dict[str, Any]) -> tuple[ClipNDModel, ClipNDProcessor]:
     try:
-        model, processor = ClipNDModel.from_clip(base, head=head), ClipNDProcessor.from_pretrained(base)
-        processor = ClipNDProcessor(processor.image_processor, processor.tokenizer, template=template)
+        if adapter_base(base) is not None:
+            raise M3ELError(f"{base} holds adapters alone: save what merge_and_unload() returns, and start from that")
+        kind = PretrainedConfig.get_config_dict(base)[0].get("model_type")
+        processor = ClipNDProcessor.from_pretrained(base)
+        if kind == ClipNDConfig.model_type:
+            model = ClipNDModel.from_pretrained(base)
+        else:
+            model = ClipNDModel.from_clip(base, **settings)
+    except M3ELError:
+        raise
     except (OSError, ValueError) as error:
         raise M3ELError(f"cannot start from {base}: {explain_hub_error(error)}") from error
-    return model, processor
+    for name, value in settings.items():
+        own = getattr(model.config, name)
+        if own != value and not name.endswith("_weight"):
+            raise M3ELError(f"{base} has the {name} {own}, not {value}: leave {name} out, or start from a CLIP")
+        setattr(model.config, name, value)
+    length, template = processor.max_text_length, template or processor.template
+    return model, ClipNDProcessor(processor.image_processor, processor.tokenizer, length, template)
 
 
 def _texts(rows: Dataset) -> Iterator[str]:

@@ -447,7 +447,7 @@ def test_a_mistake_is_told_without_the_hub(folder, repo_id, options, says, built
     ("offline", "waits", "says"),
     [
         ("0", [1, 2, 4], "{saved} could not be pushed to user/x: the connection to the Hub failed"),
-        ("1", [], "{saved} cannot be pushed while HF_HUB_OFFLINE is set: unset it"),
+        ("1", [], "nothing can be pushed to user/x while HF_HUB_OFFLINE is set: unset it"),
     ],
 )
 def test_a_hub_that_is_not_there_gets_one_line(offline, waits, says, saved, tmp_path):

@@ -15,12 +15,8 @@ from m3el_hf import ClipNDModel, M3ELError
 from m3el_hf.evaluation.evaluator import ModelSystem, evaluate
 from m3el_hf.training import loop
 from m3el_hf.training.arguments import TrainingArguments
-<<<<<<< HEAD
-from m3el_hf.training.loop import TrainingCollator, train
-from m3el_hf.training.objective import Objective
-=======
 from m3el_hf.training.loop import train
->>>>>>> t-neg
+from m3el_hf.training.objective import Objective
 from tests.conftest import tiny_model
 
 

@@ -1,11 +1,21 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
-from m3el_hf import M3ELError
+from m3el_hf import ClipNDModel, ClipNDProcessor, M3ELError
+from m3el_hf.training.lora import add_lora
 from m3el_hf.training.start import start_model
 from tests.conftest import tiny_model
+
+
+def saved_clip(processor: ClipNDProcessor, folder: Path) -> str:
+    """A CLIP checkpoint as transformers saves it."""
+    for part in (tiny_model(processor, seed=3).clip, processor.tokenizer, processor.image_processor):
+        part.save_pretrained(folder)
+    return str(folder)
 
 
 @pytest.mark.parametrize("head", ["clip", "matching"])
@@ -21,10 +31,7 @@ def test_from_scratch_it_knows_the_words_of_its_rows(data, head):
 
 def test_from_a_clip_it_has_its_weights(processor, data, tmp_path):
     clip = tiny_model(processor, seed=3).clip
-    clip.save_pretrained(tmp_path)
-    processor.tokenizer.save_pretrained(tmp_path)
-    processor.image_processor.save_pretrained(tmp_path)
-    model, loaded = start_model(str(tmp_path), "matching", data["train"], template="D")
+    model, loaded = start_model(saved_clip(processor, tmp_path), "matching", data["train"], template="D")
     assert loaded.template == "D"
     for name, weight in clip.state_dict().items():
         torch.testing.assert_close(model.clip.state_dict()[name], weight, rtol=0, atol=0)
@@ -44,3 +51,40 @@ def test_the_seed_decides_the_weights(data):
 
     assert first_weights(1).equal(first_weights(1))
     assert not first_weights(1).equal(first_weights(2))
+
+
+def test_settings_reach_the_model_from_scratch_and_from_a_clip(processor, data, tmp_path):
+    settings = {"matching_direction": "bidirectional", "contrastive_weight": 0.5, "entity_to_mention_weight": 0.25}
+    for base in (None, saved_clip(processor, tmp_path)):
+        config = start_model(base, "matching", data["train"], **settings)[0].config
+        assert {name: getattr(config, name) for name in settings} == settings
+
+
+def test_a_saved_model_is_trained_on_as_it_is(processor, data, tmp_path):
+    model, processor = start_model(None, "matching", data["train"], seed=5, template="D")
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    again, loaded = start_model(str(tmp_path), None, data["train"], branch_weight=0.5)
+    assert loaded.template == "D"
+    assert again.config.head == "matching" and again.config.branch_weight == 0.5
+    for name, weight in model.state_dict().items():
+        torch.testing.assert_close(again.state_dict()[name], weight, rtol=0, atol=0)
+    assert start_model(str(tmp_path), "matching", data["train"], template="N")[1].template == "N"
+    with pytest.raises(M3ELError, match="has the head matching, not clip: leave head out"):
+        start_model(str(tmp_path), "clip", data["train"])
+    with pytest.raises(M3ELError, match="has the matching_direction unidirectional, not bidirectional"):
+        start_model(str(tmp_path), None, data["train"], matching_direction="bidirectional")
+
+
+def test_adapters_alone_are_no_start(processor, data, tmp_path):
+    tiny_model(processor).save_pretrained(tmp_path / "base")
+    add_lora(ClipNDModel.from_pretrained(tmp_path / "base")).save_pretrained(tmp_path / "adapters")
+    with pytest.raises(M3ELError, match="holds adapters alone"):
+        start_model(str(tmp_path / "adapters"), None, data["train"])
+
+
+@pytest.mark.parametrize("name", ["matching_direction", "contrastive_weight", "branch_weight"])
+def test_a_setting_of_another_head_is_refused(name, data):
+    value = "bidirectional" if name == "matching_direction" else 1.0
+    with pytest.raises(M3ELError, match=f"{name} is for the matching head"):
+        start_model(None, None, data["train"], **{name: value})
