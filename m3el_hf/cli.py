@@ -18,17 +18,16 @@ if TYPE_CHECKING:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command and returns the exit status: 0, 2 for what the user can fix, 130 for an interrupt."""
+    """Runs one command and returns the exit status: 0, 2 for what the user can fix, 130 or 143 for an interrupt."""
     options = _parser().parse_args(arguments)
     try:
-        options.run(options)
+        return options.run(options) or 0
     except (M3ELError, OSError) as error:
         print(f"m3el-hf: {one_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("m3el-hf: interrupted", file=sys.stderr)
         return 130
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -241,7 +240,7 @@ def _add_train(commands: Any) -> None:
             parser.add_argument(flag, type=kind, default=field.default, help=help_text)
 
 
-def _train(options: argparse.Namespace) -> None:
+def _train(options: argparse.Namespace) -> int | None:
     from m3el_hf.sources import load_built
     from m3el_hf.training.arguments import TrainingArguments
     from m3el_hf.training.loop import train
@@ -255,8 +254,12 @@ def _train(options: argparse.Namespace) -> None:
         raise M3ELError(f"{options.data} has no {missing[0]} split: it needs train and validation")
     model, processor = start_model(options.base, options.head, data["train"], arguments.seed, options.template)
     _, result = train(model, processor, data["train"], data["validation"], arguments)
+    if not result.is_finished:
+        print(f"m3el-hf: told to stop after {result.steps} steps: run it again with --resume", file=sys.stderr)
+        return 143
     print(f"best of {result.steps} steps: {result.best_step}, validation MRR {result.best_mrr:.3f}")
     print(f"saved to {arguments.output_dir / 'best'}")
+    return None
 
 
 def _add_evaluate(commands: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import count, islice
@@ -130,8 +131,15 @@ class Feed:
             self._rows if rows is None else rows,
             collate_fn=TrainingCollator(self._collator, self._arguments, epoch, share, self.negatives),
             num_workers=self._arguments.dataloader_num_workers,
+            worker_init_fn=_ignore_termination,
+            generator=torch.Generator(),  # else each beginning, a resumed run's too, would draw from what dropout does
             **how,
         )
+
+
+def _ignore_termination(worker: int) -> None:
+    """A SIGTERM to all processes is for the run to answer, which still needs its workers; they end when it does."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 SHUFFLE_BUFFER = 1000

@@ -99,13 +99,16 @@ class Objective(nn.Module):
 
     def _nothing(self) -> Tensor:
         """Zero, with a gradient: DDP waits for that of some weight, even of a part that shows no tower anything."""
+        if self.every_tower:  # whose gradients do; other weights are only at hand within their layer
+            return self.model.clip.logit_scale.new_zeros(())
         trained = (one for one in self.parameters() if one.requires_grad)
         return min(trained, key=Tensor.numel).flatten()[:0].sum()
 
     def _encoded(self, side: str, given: Side | list[Side]) -> Any:
         if isinstance(given, Mapping):
             if self.every_tower:
-                return self.model._encode(side, self._with_blank(given))[:-1]
+                rows = torch.arange(len(given["has_text"]), device=given["has_text"].device)
+                return self.model._encode(side, self._with_blank(given))[rows]  # a copy: FSDP wants no views
             return self.model._encode(side, given)
         kind: type[Encoded] = Encoded
         if self.model.config.head == "matching":

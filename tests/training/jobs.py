@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -15,14 +14,22 @@ from datasets import load_dataset
 
 from m3el_hf import ClipNDConfig, ClipNDModel, ClipNDProcessor
 from m3el_hf.data.collator import LinkingCollator
-from m3el_hf.training import checkpoints, loop
 from m3el_hf.training.arguments import TrainingArguments
 from m3el_hf.training.loop import TrainingResult, train
 
 ROOT = Path(__file__).parents[2]
 
 
-def job(store: Path, output: Path, *, head: str = "clip", model: Any = None, rows: int = 32, **settings: Any) -> dict:
+def job(
+    store: Path,
+    output: Path,
+    *,
+    head: str = "clip",
+    model: Any = None,
+    rows: int = 32,
+    trains_scale: bool = True,
+    **settings: Any,
+) -> dict:
     """What `run_job` does: settings of the run, arguments of `ClipNDConfig.tiny`, and how many rows it sees."""
     few = {"per_device_train_batch_size": 8, "max_steps": 5, "learning_rate": 1e-3, "warmup_steps": 2}
     few |= {"adam_epsilon": 1e-3, "eval_steps": 5, "save_steps": 1000, "logging_steps": 1, "tasks_per_mention": 2}
@@ -30,13 +37,16 @@ def job(store: Path, output: Path, *, head: str = "clip", model: Any = None, row
         "store": str(store),
         "model": {"head": head, "entity_to_mention_weight": 0.5, "dropout": 0.0} | (model or {}),
         "rows": rows,
+        "trains_scale": trains_scale,
         "settings": few | settings | {"output_dir": str(output)},
     }
 
 
 def start(job: dict) -> tuple[ClipNDModel, ClipNDProcessor]:
     """A tiny model, the same in every process, with dropout of attention if the job says so."""
-    processor = ClipNDProcessor.tiny(["a band from Kansas known for a red star", "a state of the plains"], vocab_size=600)
+    processor = ClipNDProcessor.tiny(
+        ["a band from Kansas known for a red star", "a state of the plains"], vocab_size=600
+    )
     options = dict(job["model"])
     dropout = options.pop("dropout")
     torch.manual_seed(0)
@@ -51,6 +61,7 @@ def run_job(job: dict) -> tuple[ClipNDModel, TrainingResult]:
     torch.set_num_threads(1)
     data = load_dataset(job["store"])
     model, processor = start(job)
+    model.clip.logit_scale.requires_grad_(job["trains_scale"])
     rows = data["train"].select(range(job["rows"]))
     settings = TrainingArguments(**job["settings"])
     return train(model, LinkingCollator(processor), rows, data["validation"].select(range(4)), settings, progress=False)
