@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,7 +84,10 @@ def quickstart(options: QuickstartOptions, console: Console) -> RunReport:
     if minutes < 0.05:
         raise M3ELError(f"{options.minutes} minutes leave no time to train: allow at least {options.minutes + 1:.0f}")
     arguments = _training_arguments(options, minutes)
+    shutil.rmtree(arguments.output_dir, ignore_errors=True)  # of an earlier quickstart, which is done anew
     model, result = train(model, collator, data["train"], data["validation"], arguments)
+    if not result.is_finished:
+        raise M3ELError(f"told to stop after {result.steps} steps of training: nothing was measured; start it again")
     systems: list[System] = [ModelSystem(AFTER, model, collator)]
     systems.append(ModelSystem(CONTROL, model, collator, average_mention(model, collator, held_out)))
     after = evaluate(systems, held_out, progress=True)

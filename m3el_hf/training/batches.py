@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import count, islice
 from typing import Any
@@ -65,7 +66,8 @@ class Feed:
         process: Which of them this is.
 
     Attributes:
-        steps_per_epoch: None for a streamed dataset.
+        row_count: How many rows there are; None for a streamed dataset.
+        steps_per_epoch: Likewise.
         negatives: Hard negatives of mentions, by the row's id; those of the epoch that is under way.
 
     Raises:
@@ -84,6 +86,7 @@ class Feed:
         self._collator, self._arguments = collator, arguments
         self._processes, self._process = processes, process
         self._rows: Any = undecoded(rows)
+        self.row_count = len(rows) if isinstance(rows, Dataset) else None
         self.steps_per_epoch: int | None = None
         if isinstance(rows, Dataset):
             if len(rows) < processes:
@@ -139,6 +142,7 @@ class Feed:
             batch_sampler=batches,
             collate_fn=TrainingCollator(self._collator, self._arguments, epoch, share, self.negatives),
             num_workers=self._arguments.dataloader_num_workers,
+            worker_init_fn=_ignore_termination,
             generator=torch.Generator(),  # it draws a number at each start, which dropout must not miss after a resume
         )
 
@@ -154,6 +158,11 @@ def _batches(rows: Iterable[Row], size: int) -> Iterator[list[Row]]:
     some = iter(rows)
     while batch := list(islice(some, size)):
         yield batch
+
+
+def _ignore_termination(worker: int) -> None:
+    """A SIGTERM to all processes is for the run to answer, which still needs its workers; they end when it does."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 SHUFFLE_BUFFER = 1000

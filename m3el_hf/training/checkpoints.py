@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from safetensors import SafetensorError
 
-from m3el_hf.errors import M3ELError
+from m3el_hf.errors import M3ELError, one_line
 from m3el_hf.training.arguments import TrainingArguments
 
 STATE = "state.json"
@@ -24,27 +25,63 @@ MAY_CHANGE = {
 """Settings that may differ when a run is continued: they change no weight, or are meant to."""
 
 
+PARTIAL, OLD = ".partial", ".old"
+"""What a folder's name ends with while it is written, and while another takes its place."""
+
+
 @contextmanager
 def whole(folder: Path) -> Iterator[Path]:
-    """Gives a folder to write into beside ``folder`` and swaps it in: a kill leaves the old or the new one whole."""
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    yield partial
-    _swap(partial, folder)
+    """Gives a folder to write into beside ``folder`` and swaps it in: a kill leaves the old or the new one whole.
+
+    Raises:
+        M3ELError: If the disk is full, or cannot be written for another reason; what was there before still is.
+    """
+    partial = folder.with_name(folder.name + PARTIAL)
+    with _explained(folder):
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        yield partial
+        _swap(partial, folder)
+
+
+@contextmanager
+def _explained(folder: Path) -> Iterator[None]:
+    """Says in one line that a folder could not be written, and makes room again."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        shutil.rmtree(folder.with_name(folder.name + PARTIAL), ignore_errors=True)
+        raise M3ELError(
+            f"cannot write {folder}: {one_line(error)[:200]}; make room on the disk and continue with --resume: "
+            f"{whereabouts(folder.parent)}"
+        ) from error
 
 
 def _swap(partial: Path, folder: Path) -> None:
     """Gives a folder its name once all of it is on the disk, in place of one that has it."""
     for file in partial.rglob("*"):
         _sync(file)
-    old = folder.with_name(folder.name + ".old")
+    old = folder.with_name(folder.name + OLD)
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
         os.rename(folder, old)
     os.rename(partial, folder)
     _sync(folder.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def clean(folder: Path) -> None:
+    """Removes what a kill left half written in a run's folder, and puts back what it was about to replace."""
+    for left in list(folder.iterdir()) if folder.is_dir() else ():
+        if not re.fullmatch(rf"(best|last|checkpoint-\d+|log\.jsonl)({PARTIAL}|{OLD})", left.name):
+            continue
+        place = left.with_suffix("")
+        if left.suffix == OLD and not place.exists():
+            os.rename(left, place)
+        elif left.is_dir():
+            shutil.rmtree(left)
+        else:
+            left.unlink()
 
 
 def save_checkpoint(arguments: TrainingArguments, accelerator: Accelerator, state: dict[str, Any]) -> None:
@@ -54,21 +91,44 @@ def save_checkpoint(arguments: TrainingArguments, accelerator: Accelerator, stat
         arguments: The run's settings, which say where and how many are kept.
         accelerator: It knows the model, the optimiser and each process's random state.
         state: All else that the run is continued with, as JSON has it; its ``step`` names the checkpoint.
+
+    Raises:
+        M3ELError: If it cannot be written; those before are kept.
     """
     folder = Path(arguments.output_dir)
     target = folder / f"checkpoint-{state['step']}"
-    partial = target.with_name(target.name + ".partial")
+    partial = target.with_name(target.name + PARTIAL)
+    with _explained(target):
+        if accelerator.is_main_process:
+            shutil.rmtree(partial, ignore_errors=True)
+        accelerator.wait_for_everyone()
+        accelerator.save_state(str(partial))
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            (partial / STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
+            _swap(partial, target)
     if accelerator.is_main_process:
-        shutil.rmtree(partial, ignore_errors=True)
-    accelerator.wait_for_everyone()
-    accelerator.save_state(str(partial))
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        (partial / STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
-        _swap(partial, target)
         for old in _checkpoints(folder)[: -arguments.save_total_limit]:
-            shutil.rmtree(old)
+            gone = old.with_name(old.name + PARTIAL)  # a kill must not leave a half of it under its name
+            os.rename(old, gone)
+            shutil.rmtree(gone)
     accelerator.wait_for_everyone()
+
+
+def whereabouts(folder: Path) -> str:
+    """Where a run's last good weights lie, in words."""
+    saved = newest_checkpoint(folder)
+    return f"the last checkpoint is {saved}" if saved else "no checkpoint was written yet"
+
+
+def check_unused(folder: Path) -> None:
+    """Refuses the folder of another run.
+
+    Raises:
+        M3ELError: The message says what to do.
+    """
+    if found := newest_checkpoint(folder):
+        raise M3ELError(f"{found} is of an earlier run: continue that with --resume, or choose another --output-dir")
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
@@ -107,7 +167,7 @@ def load_checkpoint(folder: Path, accelerator: Accelerator, settings: dict[str, 
 
 def _checkpoints(folder: Path) -> list[Path]:
     """Those that were written whole, the oldest first."""
-    found = (path for path in folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name))
+    found = (path for path in Path(folder).glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name))
     return sorted(found, key=_step)
 
 

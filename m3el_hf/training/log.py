@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import sys
 from collections.abc import Sequence
@@ -30,46 +31,73 @@ class TrainingLog:
 
     def __init__(self, arguments: TrainingArguments, accelerator: Accelerator) -> None:
         self._folder, self._accelerator = Path(arguments.output_dir), accelerator
+        self._lines = 0
         self._clear()
         if arguments.report_to != "none":
             accelerator.init_trackers("m3el_hf", config=arguments.to_dict())
 
     def _clear(self) -> None:
-        self._terms: dict[str, list[Tensor]] = {}
+        self._terms: dict[str, tuple[Tensor, int]] = {}  # this process's share of the sum over steps; how many had it
         self._counts = dict.fromkeys(("mentions", "candidates", "entities", "seconds", "waited"), 0.0)
 
-    def start(self, step: int) -> None:
-        """Begins at a step: what an earlier run logged after it is left out."""
-        if self._accelerator.is_main_process:
-            kept = [entry for entry in read_log(self._folder) if entry["step"] <= step]
-            self._folder.mkdir(parents=True, exist_ok=True)
-            text = "".join(json.dumps(entry) + "\n" for entry in kept)
-            (self._folder / LINES).write_text(text, encoding="utf-8")
+    @property
+    def is_empty(self) -> bool:
+        """Whether all that was counted is written."""
+        return not self._terms
+
+    def state(self) -> dict[str, Any]:
+        """What the log is continued with: how many lines it has, and what was counted since the last."""
+        terms, counts = self._totals()
+        return {"lines": self._lines, "terms": terms, "counts": counts}
+
+    def start(self, state: dict[str, Any] | None) -> None:
+        """Begins anew, or goes on from a `state`: lines that were written after it are left out."""
+        lines = read_log(self._folder)[: state["lines"] if state else 0]
+        self._lines = len(lines)
+        if not self._accelerator.is_main_process:
+            return
+        if state:
+            device = self._accelerator.device
+            self._terms = {name: (torch.tensor(one, device=device), n) for name, (one, n) in state["terms"].items()}
+            self._counts = state["counts"]
+        self._folder.mkdir(parents=True, exist_ok=True)
+        new = self._folder / f"{LINES}.partial"
+        new.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+        os.replace(new, self._folder / LINES)
 
     def count(self, batch: TrainingBatch, terms: dict[str, Tensor], seconds: float, waited: float) -> None:
         """Notes a step: what it was of, this process's share of each term, how long it took and waited for its data."""
         for name, value in terms.items():
-            if name != "loss":
-                self._terms.setdefault(name, []).append(value)
+            summed, steps = self._terms.get(name, (0, 0))
+            self._terms[name] = summed + value.detach().float(), steps + 1
         self._counts["mentions"] += len(batch.names)
         self._counts["candidates"] += batch.candidates
         self._counts["entities"] += len(batch.entity_ids)
         self._counts["seconds"] += seconds
         self._counts["waited"] += waited
 
-    def write(self, step: int, learning_rate: float) -> None:
-        """Writes what was counted since the last time, after ``step`` steps; the learning rate is the towers'."""
+    def _totals(self) -> tuple[dict[str, tuple[float, int]], dict[str, float]]:
+        """Sums over processes: of each term, with the steps that had it, and of the counts."""
+        device = self._accelerator.device
         names = sorted(self._terms)
-        losses = total(torch.stack([torch.stack(self._terms[name]).sum() for name in names])).tolist()
-        counts = total(torch.tensor(list(self._counts.values()), device=self._accelerator.device)).tolist()
-        mentions, candidates, entities, busy, waited = counts
-        seconds = (busy + waited) / self._accelerator.num_processes
-        steps = len(self._terms["total"])
-        entry = {"step": step} | {f"loss/{name}": loss / steps for name, loss in zip(names, losses, strict=True)}
+        numbers = [torch.as_tensor(self._terms[name][0], device=device) for name in names]
+        numbers += [torch.tensor(count, dtype=torch.float32, device=device) for count in self._counts.values()]
+        sums = total(torch.stack(numbers)).tolist()
+        terms = {name: (one, self._terms[name][1]) for name, one in zip(names, sums, strict=False)}
+        return terms, dict(zip(self._counts, sums[len(names) :], strict=True))
+
+    def write(self, step: int, learning_rate: float) -> None:
+        """Writes what was counted since the last time, after ``step`` steps; the learning rate is the towers'.
+
+        ``loss`` is the mean of what the steps minimised and ``loss/NAME`` that of a term, over the steps that had it.
+        """
+        terms, counts = self._totals()
+        busy, waited = counts["seconds"], counts["waited"]
+        entry = {"step": step} | {name: summed / steps for name, (summed, steps) in terms.items()}
         entry |= {
             "learning_rate": learning_rate,
-            "mentions_per_second": mentions / seconds,
-            "candidates_per_entity": candidates / entities,
+            "mentions_per_second": counts["mentions"] * self._accelerator.num_processes / (busy + waited),
+            "candidates_per_entity": counts["candidates"] / counts["entities"],
             "waiting_for_data": waited / (busy + waited),
             "peak_memory_gb": _peak_memory(self._accelerator.device) / 1e9,
         }
@@ -83,6 +111,7 @@ class TrainingLog:
             plot_log(read_log(self._folder), self._folder / PLOT)
 
     def _append(self, entry: dict[str, Any]) -> None:
+        self._lines += 1
         if self._accelerator.is_main_process:
             with (self._folder / LINES).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(entry) + "\n")
@@ -106,30 +135,38 @@ def plot_log(entries: Sequence[dict[str, Any]], path: Path) -> None:
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 6), layout="constrained")
+    figure = Figure(figsize=(8, 7), layout="constrained")
     losses, middle, lower = figure.subplots(3, 1, sharex=True, height_ratios=(3, 2, 1))
-    names = sorted({name for entry in entries for name in entry if name.startswith("loss/")})
-    curves = [
-        (losses, name, name.removeprefix("loss/")) for name in sorted(names, key=lambda name: name != "loss/total")
-    ]
-    curves += [(middle, "validation_mrr", "validation MRR"), (lower, "learning_rate", "learning rate")]
-    for axes, name, label in curves:
-        points = [(entry["step"], entry[name]) for entry in entries if name in entry]
-        if points:
-            marker = "o" if name == "validation_mrr" else None
-            axes.plot(*zip(*points, strict=True), label=label, marker=marker, markersize=3, linewidth=1.2)
+    names = sorted({name for entry in entries for name in entry if name.startswith("loss")})
+    for name in names:
+        steps, values = _curve(entries, name)
+        style: dict[str, Any] = {"color": "black", "linewidth": 2, "zorder": 3} if name == "loss" else {"linewidth": 1}
+        losses.plot(steps, values, label=name.removeprefix("loss/").replace("_", " "), **style)
+    steps, values = _curve(entries, "validation_mrr")
+    middle.plot(steps, values, marker="o", markersize=3, linewidth=1.2)
+    if values:
+        best = max(range(len(values)), key=values.__getitem__)
+        middle.plot(
+            steps[best], values[best], marker="o", color="C3", linestyle="none", label=f"best {values[best]:.3f}"
+        )
+        middle.legend(fontsize="small", frameon=False, loc="lower right")
+    lower.plot(*_curve(entries, "learning_rate"), linewidth=1.2)
     for axes, label in ((losses, "loss"), (middle, "validation MRR"), (lower, "learning rate")):
         axes.set_ylabel(label)
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
     if names:
-        losses.legend(fontsize="small", frameon=False)
+        losses.legend(fontsize="small", frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     lower.set_xlabel("step")
+    lower.set_ylim(bottom=0)
+    figure.align_ylabels()
     figure.savefig(path, dpi=120)
 
 
-def _total_first(name: str) -> tuple[bool, str]:
-    return name != "loss/total", name
+def _curve(entries: Sequence[dict[str, Any]], name: str) -> tuple[list[float], list[float]]:
+    """The steps at which something was written, and its values."""
+    points = [(entry["step"], entry[name]) for entry in entries if name in entry]
+    return [step for step, _ in points], [value for _, value in points]
 
 
 def _peak_memory(device: torch.device) -> int:

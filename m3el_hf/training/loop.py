@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.utils import set_seed
+from accelerate.utils import broadcast_object_list, set_seed
 from datasets import Dataset, IterableDataset
 from torch import Tensor
 from tqdm import tqdm
@@ -27,13 +27,14 @@ from m3el_hf.modeling.modeling_clipnd import ClipNDModel
 from m3el_hf.modeling.processing_clipnd import ClipNDProcessor
 from m3el_hf.training.arguments import TrainingArguments
 from m3el_hf.training.batches import Feed
-from m3el_hf.training.checkpoints import load_checkpoint, newest_checkpoint, save_checkpoint, whole
-from m3el_hf.training.estimate import say_plan, seconds_of_a_step
+from m3el_hf.training.checkpoints import check_unused, clean, load_checkpoint, save_checkpoint, whereabouts, whole
+from m3el_hf.training.estimate import say_plan, say_size, seconds_of_a_step
 from m3el_hf.training.gathering import total
 from m3el_hf.training.log import TrainingLog
 from m3el_hf.training.objective import Objective, TrainingBatch, backward
 from m3el_hf.training.schedule import Clock
-from m3el_hf.training.start import make_optimizer, make_trainable, without_adapters
+from m3el_hf.training.sharding import as_number, collect_weights, fix_scale, is_sharded
+from m3el_hf.training.start import base_of, make_optimizer, make_trainable, without_adapters
 
 
 @dataclass
@@ -44,7 +45,7 @@ class TrainingResult:
         history: One entry a validation run: step, seconds, mean training loss since the one before, validation MRR.
         steps: Optimiser steps taken.
         best_step: The step whose weights the model has now.
-        best_mrr: Their validation MRR, the mean over the tasks that some row fits.
+        best_mrr: Their validation MRR, the mean over the tasks that some row fits; -1 without validation rows.
         is_finished: False for a run that was told to stop, and can be resumed.
     """
 
@@ -52,7 +53,7 @@ class TrainingResult:
     steps: int = 0
     best_step: int = 0
     best_mrr: float = -1.0
-    is_finished: bool = True
+    is_finished: bool = False
 
 
 def train(
@@ -68,13 +69,18 @@ def train(
     """Trains the model and leaves it with the weights of the best validation MRR.
 
     ``output_dir`` holds ``best`` and ``last``, models with adapters merged, ``checkpoint-STEP`` to resume from, and
-    ``log.jsonl`` with its plot. Each folder is written whole before the one before is replaced.
+    ``log.jsonl`` with its plot. Each folder is written whole before the one before is replaced, so a run that was
+    killed goes on from its last checkpoint with ``resume``, to the same weights. SIGTERM makes it write a checkpoint
+    after the step that is under way, and end.
+
+    Under FSDP, CLIP's scale is not trained, and the main process validates a copy of the model on its own device.
 
     Args:
-        model: The model; changed in place.
+        model: The model; changed in place, but for FSDP, which leaves it in parts.
         processor: Its processor, or a collator that holds it (and has cached the pictures).
         train_rows: Rows of `m3el_hf.data.schema.ROW_FEATURES`.
-        validation_rows: The same, for choosing the weights; never trained on. None to keep the last.
+        validation_rows: The same, for choosing the weights; never trained on. None to keep the last, and ``best`` is
+            these.
         arguments: The run's settings.
         progress: Say what is trained and how long it may take, and show a progress bar.
         on_epoch: Called in the main process after each epoch but the last, with how many there were, and the result
@@ -84,7 +90,8 @@ def train(
         The model, with adapters merged if ``lora`` was asked for, and what the run did.
 
     Raises:
-        M3ELError: If a split has no rows, a checkpoint is of another run, or the loss is not finite.
+        M3ELError: If a split has no rows, ``output_dir`` holds a run and ``resume`` is not set, its checkpoint is of
+            other settings or another model, the loss or the gradient is not finite, or the disk is full.
     """
     return _Run(model, processor, train_rows, validation_rows, arguments, progress, on_epoch).go()
 
@@ -103,8 +110,7 @@ class _Run:
         if validation_rows is not None and not len(validation_rows):
             raise M3ELError("there are no validation rows: build the data with a validation split, or pass None")
         set_seed(arguments.seed)
-        self.arguments, self.validation_rows = arguments, validation_rows
-        self.train_rows, self.progress, self.on_epoch = train_rows, progress, on_epoch
+        self.arguments, self.validation_rows, self.on_epoch = arguments, validation_rows, on_epoch
         self.accelerator = _make_accelerator(arguments)
         processes, process = self.accelerator.num_processes, self.accelerator.process_index
         self.collator = processor if isinstance(processor, LinkingCollator) else LinkingCollator(processor)
@@ -113,36 +119,60 @@ class _Run:
         if math.isinf(self.clock.total_steps) and not arguments.max_minutes:
             raise M3ELError("a streamed dataset has no known length: set --max-steps or --max-minutes")
         self.model, self.trained = model, make_trainable(model, arguments)
-        optimizer = make_optimizer(model, arguments)
-        self.objective, self.optimizer = self.accelerator.prepare(Objective(self.model), optimizer)
+        self.is_sharded = is_sharded(self.accelerator)
+        if self.is_sharded:
+            fix_scale(model)
+        self.plain = copy.deepcopy(self.trained) if self.is_sharded else self.trained  # with whole weights
+        objective = Objective(model, every_tower=self.is_sharded)
+        self.objective, self.optimizer = self.accelerator.prepare(objective, make_optimizer(model, arguments))
         self.log = TrainingLog(arguments, self.accelerator)
         self.result = TrainingResult()
         self.loss = math.nan  # of the last step
         self.losses: list[float] = []  # since the last validation run
         self.worse = 0  # validation runs since the best
-        self.is_told_to_stop = False
-        is_main = self.accelerator.is_main_process
-        self.bar = tqdm(total=100, desc="training", bar_format=_BAR, disable=not (progress and is_main))
+        self.is_signalled = False  # this process
+        self.is_told_to_stop = False  # some process, as all know
+        self.is_announced = progress
+        is_quiet = not (progress and self.accelerator.is_main_process)
+        self.bar = tqdm(total=100, desc="training", bar_format=_BAR, disable=is_quiet)
 
     def go(self) -> tuple[ClipNDModel, TrainingResult]:
         """Takes the steps that are left."""
         self._resume()
-        patience = self.arguments.early_stopping_patience or math.inf
+        if self._is_over and self.result.is_finished:
+            return self._best()
+        self.result.is_finished = False
         with self.bar, self._terminable():
             batches = self.feed.batches(self.clock, self._begin_epoch)
-            if self.progress and self.clock.progress < 1:
+            if self.is_announced and not self._is_over:
                 batches = self._announce(batches)
-            asked = time.monotonic()
-            while self.clock.progress < 1 and self.worse < patience:
-                batch = next(batches).to(self.accelerator.device)
+            while not self._is_over and not self.is_told_to_stop:
+                asked = time.monotonic()
+                batch = self._next(batches)
                 self._step(batch, waited=time.monotonic() - asked)
                 self._after_step()
-                asked = time.monotonic()
-                if self.is_told_to_stop:
-                    self._save_checkpoint()
-                    self.result.is_finished = False
-                    return self.model, self.result
-        return self._finish()
+        if self._is_over:
+            self._finish()
+            return self._best()
+        self._end_trackers()
+        return self.model, self.result
+
+    @property
+    def _is_over(self) -> bool:
+        return self.clock.progress >= 1 or self.worse >= (self.arguments.early_stopping_patience or math.inf)
+
+    def _next(self, batches: Iterator[TrainingBatch]) -> TrainingBatch:
+        try:
+            return next(batches).to(self.accelerator.device)
+        except M3ELError as error:  # a worker's has its traceback in the message
+            raise M3ELError(str(error).strip().rpartition("M3ELError: ")[2]) from error
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise M3ELError(
+                f"{one_line(error)}: it may have run out of memory, so lower --dataloader-num-workers or the batch "
+                f"size, and resume; {whereabouts(self.arguments.output_dir)}"
+            ) from error
 
     def _begin_epoch(self, epoch: int) -> None:
         """Looks for hard negatives and calls back, where these are asked for."""
@@ -154,22 +184,15 @@ class _Run:
             self.on_epoch(epoch, self.result)
 
     def _announce(self, batches: Iterator[TrainingBatch]) -> Iterator[TrainingBatch]:
-        """Says what is trained and how long it may take, by its first batch; returns all batches again."""
+        """Says what is trained and how long it may take, by the first batch; returns all batches again."""
         began = time.monotonic()
-        batch = next(batches)
+        batch = self._next(batches)
         waited = 0.0 if self.arguments.dataloader_num_workers else time.monotonic() - began
-        parts, device = self.arguments.gradient_accumulation_steps, self.accelerator.device
-        seconds = waited + seconds_of_a_step(self.objective, batch.to(device), parts, self.accelerator)
-        counts = torch.tensor([len(batch.names), len(batch.entity_ids)], device=device)
-        mentions, entities = total(counts).tolist()
-        weights = list(self.objective.parameters())
-        trained = sum(one.numel() for one in weights if one.requires_grad)
-        rows = f"{len(self.train_rows):,} rows" if isinstance(self.train_rows, Dataset) else "streamed rows"
-        if self.accelerator.is_main_process:
-            tqdm.write(
-                f"{rows}; {trained:,} of {sum(one.numel() for one in weights):,} parameters are trained; "
-                f"{mentions:,} mentions and {entities:,} entities a step"
-            )
+        parts = self.arguments.gradient_accumulation_steps
+        seconds = waited + seconds_of_a_step(self.objective, batch, parts, self.accelerator)
+        counts = total(torch.tensor([len(batch.names), len(batch.entity_ids)], device=self.accelerator.device)).tolist()
+        if not self.bar.disable:
+            tqdm.write(say_size(self.objective, self.feed.row_count, *counts))
             tqdm.write(say_plan(self.clock.total_steps - self.clock.step, seconds, self.clock.seconds_allowed))
         return chain([batch], batches)
 
@@ -178,34 +201,42 @@ class _Run:
         for group in self.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * clock.rate
         terms = backward(self.objective, batch, self.arguments.gradient_accumulation_steps, self.accelerator)
-        loss, seconds, stop = self._agree(terms["loss"], clock.elapsed(), self.is_told_to_stop)
-        if not math.isfinite(loss):
-            raise M3ELError(
-                f"the loss is {loss} at step {clock.step}, with the rows {', '.join(batch.names)}: lower "
-                f"--learning-rate, or look at these rows; {self._whereabouts()}"
-            )
-        self.accelerator.clip_grad_norm_(self.objective.parameters(), self.arguments.max_grad_norm)
+        norm = self.accelerator.clip_grad_norm_(self.objective.parameters(), self.arguments.max_grad_norm)
+        loss, seconds, stop = self._agree(terms["loss"], clock.elapsed(), self.is_signalled)
+        self._check_finite(batch, loss, as_number(norm).item())
         self.optimizer.step()
         self.optimizer.zero_grad()
-        clock.advance(seconds)
+        clock.advance(seconds / self.accelerator.num_processes)
         self.is_told_to_stop = stop > 0
         self.result.steps = clock.step
         self.loss = loss
         self.losses.append(loss)
         self.log.count(batch, terms, time.monotonic() - began, waited)
 
+    def _check_finite(self, batch: TrainingBatch, loss: float, norm: float) -> None:
+        """Stops before a step that would spoil the weights; fp16's own scaling skips a step and goes on by itself."""
+        wrong = {"loss": loss} | ({} if self.accelerator.scaler else {"gradient": norm})
+        for name, value in wrong.items():
+            if not math.isfinite(value):
+                rows = ", ".join(batch.names[:ROWS_NAMED]) + (", ..." if len(batch.names) > ROWS_NAMED else "")
+                raise M3ELError(
+                    f"the {name} is {value} at step {self.clock.step}, with the rows {rows}: lower --learning-rate, or "
+                    f"look at these rows; {whereabouts(self.arguments.output_dir)}"
+                )
+
     def _agree(self, loss: Tensor, *values: float) -> list[float]:
-        """Returns the means over processes: else one could validate or stop while another goes on."""
-        mine = torch.stack([loss.detach().float(), *(loss.new_tensor(value, dtype=torch.float32) for value in values)])
-        return (total(mine) / self.accelerator.num_processes).tolist()
+        """Returns the sums over processes: else one could validate or stop while another goes on."""
+        return total(
+            torch.stack([loss.float(), *(loss.new_tensor(one, dtype=torch.float32) for one in values)])
+        ).tolist()
 
     def _after_step(self) -> None:
         clock = self.clock
         if clock.is_due("logging_steps"):
-            self.log.write(clock.step, self.optimizer.param_groups[0]["lr"])
+            self._write_log()
         if clock.is_due("eval_steps"):
             self._validate()
-        if clock.is_due("save_steps"):
+        if (clock.is_due("save_steps") or self.is_told_to_stop) and not self._is_over:
             self._save_checkpoint()
         self.bar.n = round(100 * clock.progress, 1)
         self.bar.set_postfix_str(
@@ -213,13 +244,16 @@ class _Run:
             f"{clock.step / clock.seconds:.2f} steps/s, {clock.seconds_left / 60:.0f} min left"
         )
 
+    def _write_log(self) -> None:
+        self.log.write(self.clock.step, self.optimizer.param_groups[0]["lr"])
+
     def _validate(self) -> None:
         """Measures the model as it is, and keeps its weights if it is the best so far."""
         if self.validation_rows is None:
             return
-        self.model.eval()
-        mrr = evaluate([ModelSystem("model", self.model, self.collator)], self.validation_rows).mean("model", "mrr")
-        self.model.train()
+        self._collect()
+        mrr = self._measure() if self.accelerator.is_main_process else None
+        [mrr] = broadcast_object_list([mrr])  # so that all decide alike
         if mrr is None:
             raise M3ELError("no validation row fits any task: its mentions and candidates need names or pictures")
         result, clock = self.result, self.clock
@@ -233,30 +267,58 @@ class _Run:
             result.best_mrr, result.best_step, self.worse = mrr, clock.step, 0
             self._save_model("best")
 
-    def _finish(self) -> tuple[ClipNDModel, TrainingResult]:
-        """Validates the last steps too, and gives the model its best weights back."""
+    def _collect(self) -> None:
+        """Brings `plain` up to date, where the weights that are trained are divided among processes."""
+        if self.is_sharded:
+            collect_weights(self.objective, self.plain)
+
+    def _measure(self) -> float | None:
+        model = base_of(self.plain).to(self.accelerator.device).eval()
+        mrr = evaluate([ModelSystem("model", model, self.collator)], self.validation_rows).mean("model", "mrr")
+        model.train()
+        return mrr
+
+    def _finish(self) -> None:
+        """Writes down the last steps too."""
+        if not self.log.is_empty:
+            self._write_log()
         if self.losses:
             self._validate()
-        self._save_checkpoint()
+        self._collect()
+        if self.validation_rows is None:
+            self.result.best_step = self.clock.step
+            self._save_model("best")
         self._save_model("last")
-        self.accelerator.wait_for_everyone()
-        self.accelerator.end_training()  # after which processes cannot wait for each other
-        plain = without_adapters(self.trained)
-        if self.result.best_step:
-            best = ClipNDModel.from_pretrained(self.arguments.output_dir / "best")
-            plain.load_state_dict(best.state_dict())
+        self.result.is_finished = True
+        self._save_checkpoint()
+        self._end_trackers()
+
+    def _best(self) -> tuple[ClipNDModel, TrainingResult]:
+        """The model with its best weights."""
+        plain = without_adapters(self.plain).to(self.accelerator.device)
+        best = ClipNDModel.from_pretrained(self.arguments.output_dir / "best")
+        plain.load_state_dict(best.state_dict())
         return plain.eval(), self.result
 
+    def _end_trackers(self) -> None:
+        for tracker in self.accelerator.trackers:  # Accelerator.end_training would end the processes' group as well
+            tracker.finish()
+
     def _resume(self) -> None:
-        state = None
+        state, folder = None, self.arguments.output_dir
+        if self.accelerator.is_main_process:
+            clean(folder)
+        self.accelerator.wait_for_everyone()
         if self.arguments.resume:
-            state = load_checkpoint(self.arguments.output_dir, self.accelerator, self._settings())
+            state = load_checkpoint(folder, self.accelerator, self._settings())
+        else:
+            check_unused(folder)
         if state is not None:
             self.clock.start(state["step"], state["seconds"])
-            self.result = TrainingResult(**state["result"] | {"is_finished": True})
+            self.result = TrainingResult(**state["result"])
             self.losses, self.worse = state["losses"], state["worse"]
             self.feed.negatives.restore(state["negatives"])
-        self.log.start(self.clock.step)
+        self.log.start(state and state["log"])
         self.model.train()
 
     def _save_checkpoint(self) -> None:
@@ -267,31 +329,28 @@ class _Run:
             "losses": self.losses,
             "worse": self.worse,
             "negatives": self.feed.negatives.state(),
+            "log": self.log.state(),
             "settings": self._settings(),
         }
         save_checkpoint(self.arguments, self.accelerator, state)
 
     def _settings(self) -> dict[str, Any]:
-        return self.arguments.to_dict() | {"processes": self.accelerator.num_processes}
+        known = {"processes": self.accelerator.num_processes, "steps of an epoch": self.feed.steps_per_epoch}
+        return self.arguments.to_dict() | known
 
     def _save_model(self, name: str) -> None:
         """Writes a model without adapters: these would be of no use without the weights that the run started from."""
         if self.accelerator.is_main_process:
             with whole(self.arguments.output_dir / name) as folder:
-                without_adapters(copy.deepcopy(self.trained)).save_pretrained(folder)
+                without_adapters(copy.deepcopy(self.plain)).save_pretrained(folder)
                 self.collator.processor.save_pretrained(folder)
-
-    def _whereabouts(self) -> str:
-        """Where the last good weights lie, in words."""
-        saved = newest_checkpoint(self.arguments.output_dir)
-        return f"the last checkpoint is {saved}" if saved else "no checkpoint was written yet"
 
     @contextmanager
     def _terminable(self) -> Iterator[None]:
         """Ends the run after the step that is under way when a cluster asks for it (SIGTERM), and can be resumed."""
 
         def stop(*_: Any) -> None:
-            self.is_told_to_stop = True
+            self.is_signalled = True
 
         if threading.current_thread() is not threading.main_thread():
             yield
@@ -314,5 +373,8 @@ def _make_accelerator(arguments: TrainingArguments) -> Accelerator:
     except ValueError as error:  # another precision was chosen before, or the machine has not this one
         raise M3ELError(f"mixed_precision {arguments.mixed_precision} cannot be had: {one_line(error)}") from error
 
+
+ROWS_NAMED = 16
+"""How many rows of a batch an error names."""
 
 _BAR = "{desc}: {n:.0f}%|{bar}| {elapsed}{postfix}"

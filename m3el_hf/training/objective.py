@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 from accelerate import Accelerator
 from torch import Tensor, nn
 
@@ -64,11 +65,15 @@ class Objective(nn.Module):
 
     Args:
         model: The model; adapters may have been put into it.
+        every_tower: Run both towers for each part, whatever it holds. Where weights are divided among processes, all
+            must ask for the same weights in the same order.
     """
 
-    def __init__(self, model: ClipNDModel) -> None:
+    _no_split_modules = ["CLIPEncoderLayer"]  # noqa: RUF012 (accelerate reads it, to divide layer by layer)
+
+    def __init__(self, model: ClipNDModel, *, every_tower: bool = False) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.every_tower = model, every_tower
 
     def forward(
         self, mentions: Side | list[Side], entities: Side | list[Side], batch: TrainingBatch | None = None
@@ -81,38 +86,69 @@ class Objective(nn.Module):
             batch: None to encode only.
 
         Returns:
-            Without a batch what is kept of either side, by the names of `Encoded`. With one its ``loss``, of which the
-            mean of all processes' gradients is that of the batch they share, and this process's share of each term.
+            Without a batch what is kept of either side, by the names of `Encoded`. With one, this process's share of
+            its ``loss`` and of each term, ``loss/NAME``; and ``backward``, of whose gradients the processes' mean is
+            that of the batch they share.
         """
         sides = {"mentions": self._encoded("mentions", mentions), "entities": self._encoded("entities", entities)}
         if batch is None:
-            return {name: side.tensors() for name, side in sides.items()}
+            kept = {name: side.tensors() for name, side in sides.items()}
+            kept["mentions"]["text"] = kept["mentions"]["text"] + self._nothing()
+            return kept
         return self._compare(**sides, batch=batch)
+
+    def _nothing(self) -> Tensor:
+        """Zero, with a gradient: DDP waits for that of some weight, even of a part that shows no tower anything."""
+        if self.every_tower:  # whose gradients do; other weights are only at hand within their layer
+            return self.model.clip.logit_scale.new_zeros(())
+        trained = (one for one in self.parameters() if one.requires_grad)
+        return min(trained, key=Tensor.numel).flatten()[:0].sum()
 
     def _encoded(self, side: str, given: Side | list[Side]) -> Any:
         if isinstance(given, Mapping):
+            if self.every_tower:
+                rows = torch.arange(len(given["has_text"]), device=given["has_text"].device)
+                return self.model._encode(side, self._with_blank(given))[rows]  # a copy: FSDP wants no views
             return self.model._encode(side, given)
         kind: type[Encoded] = Encoded
         if self.model.config.head == "matching":
             kind = MatchingMentions if side == "mentions" else MatchingEntities
         return kind.join([kind(**part) for part in given])
 
+    def _with_blank(self, side: Side) -> dict[str, Tensor]:
+        """Adds a row that has a text and a picture."""
+        config: Any = self.model.config.clip_config
+        vision = config.vision_config
+        has_text = side["has_text"]
+        tokens = has_text.new_zeros(len(has_text), 1, dtype=torch.long)
+        pixels = has_text.new_zeros(len(has_text), vision.num_channels, vision.image_size, vision.image_size)
+        empty = {"input_ids": tokens, "attention_mask": tokens, "pixel_values": pixels.float()}
+        fills = {name: 1 for name in side} | {"input_ids": config.text_config.eos_token_id, "pixel_values": 0}
+        filled = {name: empty[name] if value is None else value for name, value in side.items()}
+        return {
+            name: F.pad(value, [0, 0] * (value.ndim - 1) + [0, 1], value=fills[name]) for name, value in filled.items()
+        }
+
     def _compare(self, mentions: Encoded, entities: Encoded, batch: TrainingBatch) -> dict[str, Tensor]:
-        parts = gather_encoded(mentions)
-        ids, golds = torch.cat(gather(batch.entity_ids)), torch.cat(gather(batch.entity_ids[batch.labels]))
+        asking, asked = gather_encoded(mentions, entities)
+        ids, golds = map(torch.cat, zip(*gather([batch.entity_ids, batch.entity_ids[batch.labels]]), strict=True))
         known, first = _first_of_each(ids)
-        start = sum(len(part) for part in parts[: process_index()])
+        start = sum(len(part) for part in asking[: process_index()])
+        every = mentions.join(asking)
         _, terms = self.model.losses(
-            mentions.join(parts),
-            entities.join(gather_encoded(entities))[first],
+            every,
+            entities.join(asked)[first],
             torch.searchsorted(known, golds),
             batch.rows + start,
             batch.views,
             slice(start, start + len(mentions)),
         )
         counts = {name: total(count) for name, (_, count) in terms.items()}
-        shares = {name: summed / counts[name] for name, (summed, _) in terms.items() if counts[name]}
-        return {"loss": self.model.weigh(shares) * process_count()} | {n: one.detach() for n, one in shares.items()}
+        shares = {n: summed / counts[n].clamp(min=1) for n, (summed, _) in terms.items() if counts[n] or n == "total"}
+        share = self.model.weigh(shares)
+        zero = every.text[:0].sum() + self._nothing()  # the backward of what was gathered runs in every process
+        named = {f"loss/{name}": one.detach() for name, one in shares.items()}
+        return {"backward": share * process_count() + zero, "loss": share.detach()} | named
 
 
 def backward(objective: nn.Module, batch: TrainingBatch, parts: int, accelerator: Accelerator) -> dict[str, Tensor]:
@@ -125,13 +161,23 @@ def backward(objective: nn.Module, batch: TrainingBatch, parts: int, accelerator
         accelerator: Scales losses and synchronises processes.
 
     Returns:
-        What the objective returned: the loss and this process's share of each term.
+        This process's share of the ``loss`` and of each term, ``loss/NAME``.
     """
     batch = _without_what_no_row_shows(batch)
     if parts == 1:
         terms = objective(batch.mentions, batch.entities, batch)
-        accelerator.backward(terms["loss"])
-        return terms
+        accelerator.backward(terms.pop("backward"))
+    else:
+        terms = _backward_in_parts(objective, batch, parts, accelerator)
+    for weight in objective.parameters():
+        if weight.requires_grad and weight.grad is None:  # what no process used is 0 for one, and for many, processes
+            weight.grad = torch.zeros_like(weight)
+    return terms
+
+
+def _backward_in_parts(
+    objective: nn.Module, batch: TrainingBatch, parts: int, accelerator: Accelerator
+) -> dict[str, Tensor]:
     pieces = list(zip(_split(batch.mentions, parts), _split(batch.entities, parts), strict=True))
     states, encoded = [], []
     with torch.no_grad():
@@ -140,7 +186,7 @@ def backward(objective: nn.Module, batch: TrainingBatch, parts: int, accelerator
             encoded.append({side: _leaves(tensors) for side, tensors in objective(*piece).items()})
     with accelerator.no_sync(objective):
         terms = objective([one["mentions"] for one in encoded], [one["entities"] for one in encoded], batch)
-        accelerator.backward(terms["loss"])
+        accelerator.backward(terms.pop("backward"))
     for number in reversed(range(parts)):  # the first part is the largest: it is not empty, and can synchronise
         with accelerator.no_sync(objective) if number else nullcontext(), _random(states[number]):
             again = objective(*pieces[number])

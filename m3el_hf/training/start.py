@@ -122,6 +122,12 @@ def make_optimizer(model: nn.Module, arguments: TrainingArguments) -> torch.opti
     return torch.optim.AdamW(described, eps=arguments.adam_epsilon)
 
 
+def base_of(model: Any) -> ClipNDModel:
+    """The model inside PEFT's wrapper, with its adapters; a model that has none is returned as it is."""
+    found: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    return found
+
+
 def without_adapters(model: Any) -> ClipNDModel:
     """Merges adapters into the weights, in place; a model that has none is returned as it is."""
     return model.merge_and_unload() if isinstance(model, PeftModel) else model
