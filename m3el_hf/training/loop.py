@@ -364,7 +364,7 @@ class _Run:
 
 def _make_accelerator(arguments: TrainingArguments) -> Accelerator:
     try:
-        return Accelerator(
+        accelerator = Accelerator(
             mixed_precision=arguments.mixed_precision,
             log_with=None if arguments.report_to == "none" else arguments.report_to,
             project_dir=str(arguments.output_dir),
@@ -372,6 +372,9 @@ def _make_accelerator(arguments: TrainingArguments) -> Accelerator:
         )
     except ValueError as error:  # another precision was chosen before, or the machine has not this one
         raise M3ELError(f"mixed_precision {arguments.mixed_precision} cannot be had: {one_line(error)}") from error
+    if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":  # which would train in fp32
+        raise M3ELError("mixed_precision fp16 cannot be had on a CPU: choose bf16 or no")
+    return accelerator
 
 
 ROWS_NAMED = 16
