@@ -42,7 +42,11 @@ def test_a_run_that_says_its_plan_is_the_run_that_does_not(processor, data, tmp_
 
     def weights(progress):
         settings = TrainingArguments(
-            tmp_path, num_train_epochs=2, per_device_train_batch_size=12, eval_steps=1.0, learning_rate=1e-3
+            tmp_path / str(progress),
+            num_train_epochs=2,
+            per_device_train_batch_size=12,
+            eval_steps=1.0,
+            learning_rate=1e-3,
         )
         return train(with_dropout(processor), processor, rows, held_out, settings, progress=progress)[0].state_dict()
 

@@ -168,15 +168,16 @@ def test_training_changes_adapters_and_heads_and_no_other_bit(head, saved, proce
     after: dict[str, Tensor] = {}
     expected = []
 
-    def save(trained, *rest):
+    def save(run, name):
+        trained = run.plain
         after.update(
             {name.removeprefix("base_model.model."): one.clone() for name, one in trained.state_dict().items()}
         )
         expected.append(scores(trained, processor))
-        write(trained, *rest)
+        write(run, name)
 
-    write = loop._save
-    monkeypatch.setattr(loop, "_save", save)
+    write = loop._Run._save_model
+    monkeypatch.setattr(loop._Run, "_save_model", save)
     settings = TrainingArguments(
         tmp_path, lora=True, learning_rate=1e-2, warmup_steps=1, num_train_epochs=2, eval_steps=1e9, tasks_per_mention=9
     )
