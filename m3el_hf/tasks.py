@@ -15,6 +15,9 @@ from m3el_hf.errors import M3ELError
 
 TOPICS: tuple[str, ...] = ("movies", "common", "person", "books", "sports")
 
+TEMPLATES: tuple[str, ...] = ("N", "D", "ND")
+"""What an entity's text is made of: name, description or both."""
+
 
 class Modality(Enum):
     """What one side of a pair shows: text, image, or both."""

@@ -343,7 +343,14 @@ class ClipNDModel(ClipNDPreTrainedModel):
 
     @with_weights_at_hand
     def losses(
-        self, mentions: Any, entities: Any, labels: Tensor, rows: Tensor, views: Tensor, mine: slice = slice(None)
+        self,
+        mentions: Any,
+        entities: Any,
+        labels: Tensor,
+        rows: Tensor,
+        views: Tensor,
+        mine: slice = slice(None),
+        seen: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Term]]:
         """Scores rows and compares them with their golds (arXiv 2412.10440, section 4.4).
 
@@ -358,6 +365,7 @@ class ClipNDModel(ClipNDPreTrainedModel):
             views: ``[R, 4]`` bool, what each row shows: mention text and picture, entity text and picture.
             mine: The mentions whose share of each term is computed; the others serve as negatives. This is how
                 processes divide one batch.
+            seen: ``[B, 4]``, `seen_of_mentions` of all rows; None if these are all.
 
         Returns:
             The scores ``[R, N]``, and the terms: ``total``, the cross-entropy of the total; that of each branch of the
@@ -375,7 +383,9 @@ class ClipNDModel(ClipNDPreTrainedModel):
         if self.config.head == "matching":
             # clip stands in for the pairs that no branch can score: the total has it
             terms |= {name: _cross_entropy(one, golds) for name, one in scores.branches.items() if name != "clip"}
-            terms |= self.matching.contrastive_terms(entities[labels], mentions, labels, mine)
+            seen = seen_of_mentions(rows, views, len(mentions)) if seen is None else seen
+            pairs = entities[labels].show(seen[:, 2], seen[:, 3]), mentions.show(seen[:, 0], seen[:, 1])
+            terms |= self.matching.contrastive_terms(*pairs, labels, mine)
         if self.config.entity_to_mention_weight:
             terms["entity_to_mention"] = self._entity_to_mention(mentions, entities, labels, rows, views)
         return scores.total, terms
@@ -509,6 +519,12 @@ class ClipNDModel(ClipNDPreTrainedModel):
 
 # save_pretrained then writes these files beside the weights, for trust_remote_code.
 ClipNDModel.register_for_auto_class("AutoModel")
+
+
+def seen_of_mentions(rows: Tensor, views: Tensor, mentions: int) -> Tensor:
+    """What some row of each mention shows: views ``[R, 4]`` of rows ``[R]`` by mention, bool ``[mentions, 4]``."""
+    times = torch.zeros(mentions, 4, dtype=torch.long, device=views.device)
+    return times.index_add_(0, rows, views.long()) > 0
 
 
 def _cross_entropy(scores: Tensor, golds: Tensor) -> Term:

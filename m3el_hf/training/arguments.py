@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from m3el_hf.errors import M3ELError
+from m3el_hf.training.distributions import parse_stages, parse_templates
 
 CHOICES = {
     "lr_scheduler_type": ("cosine", "linear", "constant"),
@@ -84,8 +85,6 @@ class TrainingArguments:
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
-        from m3el_hf.training.augmentation import parse_stages, parse_templates  # after help, which needs no torch
-
         self.output_dir = Path(self.output_dir)
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices and not (name == "mixed_precision" and self.mixed_precision is None):

@@ -15,8 +15,9 @@ from datasets.distributed import split_dataset_by_node
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from m3el_hf.data.collator import NEEDED, EntityRow, LinkingCollator, Row, undecoded
+from m3el_hf.data.collator import NEEDED, Batch, EntityRow, LinkingCollator, Row, undecoded
 from m3el_hf.errors import M3ELError
+from m3el_hf.modeling.modeling_clipnd import seen_of_mentions
 from m3el_hf.modeling.texts_clipnd import clean
 from m3el_hf.training.arguments import TrainingArguments
 from m3el_hf.training.augmentation import (
@@ -24,11 +25,9 @@ from m3el_hf.training.augmentation import (
     draw_tasks,
     draw_template,
     drop_tokens,
-    parse_stages,
-    parse_templates,
     task_views,
-    weights_at,
 )
+from m3el_hf.training.distributions import parse_stages, parse_templates, weights_at
 from m3el_hf.training.negatives import HardNegatives
 from m3el_hf.training.objective import TrainingBatch
 from m3el_hf.training.schedule import Clock
@@ -202,16 +201,15 @@ class TrainingCollator:
         self._negatives = negatives or {}
 
     def __call__(self, rows: Sequence[Row]) -> TrainingBatch:
-        """Draws tasks and masks what they hide of the mentions; of the entities `Objective` does, for all processes."""
+        """Draws tasks and masks what they hide of the mentions; of the entities `backward` does, for all processes."""
         arguments = self._arguments
         negatives = [one for row in rows for one in self._negatives.get(row["id"], ())]
         batch = self._collator(rows, negatives, template=self._template)
         drawn = [draw_tasks(row, arguments.tasks_per_mention, arguments.seed, self._epoch, self._tasks) for row in rows]
         indices, views = task_views(drawn)
+        seen = seen_of_mentions(indices, views, len(rows))
         for column, kind in enumerate(("has_text", "has_image")):
-            shown = torch.zeros_like(batch.mentions[kind])
-            shown[indices[views[:, column]]] = True
-            batch.mentions[kind] = batch.mentions[kind] & shown
+            batch.mentions[kind] = batch.mentions[kind] & seen[:, column]
         names = [row["id"] for row in rows]
         for side, keys in ((batch.mentions, names), (batch.entities, batch.qids)):
             self._augment(side, [f"{arguments.seed}:{self._epoch}:{key}" for key in keys])
@@ -222,9 +220,18 @@ class TrainingCollator:
             labels=batch.labels,
             rows=indices,
             views=views,
+            wanted=self._wanted(rows, batch, seen[:, 2:]),
             names=names,
             candidates=sum(map(len, batch.candidates)) + len(negatives),
         )
+
+    def _wanted(self, rows: Sequence[Row], batch: Batch, shown: Tensor) -> Tensor:
+        """What the rows that bring each entity along show of it, ``[N, 2]``, by what each mention's show ``[B, 2]``."""
+        index = {qid: position for position, qid in enumerate(batch.qids)}
+        wanted = torch.zeros(len(index), 2, dtype=torch.bool)
+        for row, candidates, kinds in zip(rows, batch.candidates, shown, strict=True):
+            wanted[[*candidates, *(index[one.qid] for one in self._negatives.get(row["id"], ()))]] |= kinds
+        return wanted
 
     def _template(self, entity: EntityRow) -> str | None:
         if self._templates is None:

@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from m3el_hf.modeling.encoded_clipnd import Encoded, MatchingEntities, MatchingMentions
-from m3el_hf.modeling.modeling_clipnd import ClipNDModel
+from m3el_hf.modeling.modeling_clipnd import ClipNDModel, seen_of_mentions
 from m3el_hf.training.gathering import gather, gather_encoded, process_count, process_index, total
 
 Side = Mapping[str, Any]
@@ -36,6 +36,8 @@ class TrainingBatch:
         labels: ``[B]``, the index of each mention's gold among the entities.
         rows: ``[R]``, the mention of each row.
         views: ``[R, 4]`` bool, what each row shows: mention text and picture, entity text and picture.
+        wanted: ``[N, 2]`` bool, whether some row that brings an entity along shows its text, and its picture. The
+            others do without what is not encoded for it.
         names: The id of each mention's row in the dataset.
         candidates: How many candidates the mentions have together; many are the same entity.
     """
@@ -46,6 +48,7 @@ class TrainingBatch:
     labels: Tensor
     rows: Tensor
     views: Tensor
+    wanted: Tensor
     names: list[str]
     candidates: int
 
@@ -98,11 +101,15 @@ class Objective(nn.Module):
         return self._compare(**sides, batch=batch)
 
     def _nothing(self) -> Tensor:
-        """Zero, with a gradient: DDP waits for that of some weight, even of a part that shows no tower anything."""
-        if self.every_tower:  # whose gradients do; other weights are only at hand within their layer
-            return self.model.clip.logit_scale.new_zeros(())
-        trained = (one for one in self.parameters() if one.requires_grad)
-        return min(trained, key=Tensor.numel).flatten()[:0].sum()
+        """Zero, with a gradient for weights that what a process's rows show may leave without one.
+
+        DDP waits for some weight's, FSDP for all outside the layers that it divides by themselves.
+        """
+        if self.every_tower:
+            weights = [one for name, one in self.named_parameters() if ".layers." not in name and one.requires_grad]
+        else:
+            weights = [min((one for one in self.parameters() if one.requires_grad), key=Tensor.numel)]
+        return torch.stack([one.flatten()[:0].sum() for one in weights]).sum()
 
     def _encoded(self, side: str, given: Side | list[Side]) -> Any:
         if isinstance(given, Mapping):
@@ -131,7 +138,9 @@ class Objective(nn.Module):
 
     def _compare(self, mentions: Encoded, entities: Encoded, batch: TrainingBatch) -> dict[str, Tensor]:
         asking, asked = gather_encoded(mentions, entities)
-        ids, golds = map(torch.cat, zip(*gather([batch.entity_ids, batch.entity_ids[batch.labels]]), strict=True))
+        mine = seen_of_mentions(batch.rows, batch.views, len(mentions))
+        told = gather([batch.entity_ids, batch.entity_ids[batch.labels], mine])
+        ids, golds, seen = (torch.cat(parts) for parts in zip(*told, strict=True))
         known, first = _first_of_each(ids)
         start = sum(len(part) for part in asking[: process_index()])
         every = mentions.join(asking)
@@ -142,6 +151,7 @@ class Objective(nn.Module):
             batch.rows + start,
             batch.views,
             slice(start, start + len(mentions)),
+            seen,
         )
         counts = {name: total(count) for name, (_, count) in terms.items()}
         shares = {n: summed / counts[n].clamp(min=1) for n, (summed, _) in terms.items() if counts[n] or n == "total"}
@@ -163,7 +173,7 @@ def backward(objective: nn.Module, batch: TrainingBatch, parts: int, accelerator
     Returns:
         This process's share of the ``loss`` and of each term, ``loss/NAME``.
     """
-    batch = _without_what_no_row_shows(batch)
+    batch = leave_out_unwanted(batch)
     if parts == 1:
         terms = objective(batch.mentions, batch.entities, batch)
         accelerator.backward(terms.pop("backward"))
@@ -200,11 +210,15 @@ def _backward_in_parts(
     return terms
 
 
-def _without_what_no_row_shows(batch: TrainingBatch) -> TrainingBatch:
-    """Entities' texts or pictures are not encoded where no row of any process shows them."""
-    seen = total(batch.views[:, 2:].any(0).long()) > 0
-    hidden = {name: batch.entities[name] & seen[column] for column, name in enumerate(("has_text", "has_image"))}
-    return TrainingBatch(**{**vars(batch), "entities": {**batch.entities, **hidden}})
+def leave_out_unwanted(batch: TrainingBatch) -> TrainingBatch:
+    """Leaves out the texts and pictures of entities that no row, of any process, which brings them along shows."""
+    told = gather([batch.entity_ids, batch.wanted])
+    ids, wanted = (torch.cat(parts) for parts in zip(*told, strict=True))
+    known, which = torch.unique(ids, return_inverse=True)
+    times = torch.zeros(len(known), 2, dtype=torch.long, device=ids.device).index_add_(0, which, wanted.long())
+    mine = times[torch.searchsorted(known, batch.entity_ids)] > 0
+    shown = {name: batch.entities[name] & mine[:, column] for column, name in enumerate(("has_text", "has_image"))}
+    return TrainingBatch(**{**vars(batch), "entities": {**batch.entities, **shown}})
 
 
 def _split(side: Side, parts: int) -> Iterator[dict[str, Tensor | None]]:

@@ -11,18 +11,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from m3el_hf.errors import M3ELError
-from m3el_hf.tasks import TASKS, Modality, Task
+from m3el_hf.modeling import processing_clipnd
+from m3el_hf.tasks import TASKS, TEMPLATES, Modality, Task
 from m3el_hf.training.augmentation import (
     augment_pictures,
     draw_tasks,
     draw_template,
     drop_tokens,
-    parse_stages,
-    parse_templates,
     task_views,
     uniform,
-    weights_at,
 )
+from m3el_hf.training.distributions import parse_stages, parse_templates, weights_at
 
 
 def row(number: int = 0, *, mention_image: bool = True, candidate_images: bool = True) -> dict[str, Any]:
@@ -214,3 +213,7 @@ def test_padding_changes_no_text_s_dropped_tokens():
 def test_about_the_share_of_inner_tokens_is_dropped():
     dropped = drop_tokens(torch.ones(200, 52, dtype=torch.long), 0.3, names(200))
     assert abs(1 - dropped[:, 1:-1].float().mean().item() - 0.3) < 0.02
+
+
+def test_templates_are_those_of_the_processor():
+    assert TEMPLATES == processing_clipnd.TEMPLATES
