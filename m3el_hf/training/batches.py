@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from m3el_hf.data.collator import NEEDED, Batch, EntityRow, LinkingCollator, Row, undecoded
 from m3el_hf.errors import M3ELError
-from m3el_hf.modeling.modeling_clipnd import seen_of_mentions
+from m3el_hf.modeling.losses_clipnd import seen_of_mentions
 from m3el_hf.modeling.texts_clipnd import clean
 from m3el_hf.training.arguments import TrainingArguments
 from m3el_hf.training.augmentation import (

@@ -18,7 +18,8 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from m3el_hf.modeling.encoded_clipnd import Encoded, MatchingEntities, MatchingMentions
-from m3el_hf.modeling.modeling_clipnd import ClipNDModel, seen_of_mentions
+from m3el_hf.modeling.losses_clipnd import loss_terms, seen_of_mentions, weigh
+from m3el_hf.modeling.modeling_clipnd import ClipNDModel
 from m3el_hf.training.gathering import gather, gather_encoded, process_count, process_index, total
 
 Side = Mapping[str, Any]
@@ -144,7 +145,8 @@ class Objective(nn.Module):
         known, first = _first_of_each(ids)
         start = sum(len(part) for part in asking[: process_index()])
         every = mentions.join(asking)
-        _, terms = self.model.losses(
+        _, terms = loss_terms(
+            self.model,
             every,
             entities.join(asked)[first],
             torch.searchsorted(known, golds),
@@ -155,7 +157,7 @@ class Objective(nn.Module):
         )
         counts = {name: total(count) for name, (_, count) in terms.items()}
         shares = {n: summed / counts[n].clamp(min=1) for n, (summed, _) in terms.items() if counts[n] or n == "total"}
-        share = self.model.weigh(shares)
+        share = weigh(shares, self.model.config)
         zero = every.text[:0].sum() + self._nothing()  # the backward of what was gathered runs in every process
         named = {f"loss/{name}": one.detach() for name, one in shares.items()}
         return {"backward": share * process_count() + zero, "loss": share.detach()} | named
