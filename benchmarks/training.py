@@ -54,6 +54,8 @@ def main() -> None:
         data = load_dataset(f"{folder}/m3el")
         model, processor = start_model(None, options.head, data["train"])
         show_rates(model.to(options.device).train(), processor, data, options)
+        show_text_only(model, processor, data, options)
+        show_caching(model, processor, data, options)
         show_waiting(model, processor, data, options, Path(folder) / "run")
 
 
@@ -86,6 +88,60 @@ def show_rates(model: ClipNDModel, processor: ClipNDProcessor, data: DatasetDict
             f"  {name:14}{mentions / taken:9.1f} mentions/s  {seconds['plain loop'] / taken:5.2f} times the plain loop"
         )
     print(f"  {1 - seconds['towers alone'] / seconds['m3el_hf']:.1%} of our step is not the towers")
+
+
+def show_text_only(
+    model: ClipNDModel, processor: ClipNDProcessor, data: DatasetDict, options: argparse.Namespace
+) -> None:
+    """Prints what a step takes whose tasks show no picture, and how often the vision tower ran in it."""
+    rows, calls = undecoded(data["train"]).select(range(options.batch)).to_list(), []
+    hook = model.clip.vision_model.register_forward_hook(lambda *_: calls.append(1))
+    accelerator, objective = Accelerator(cpu=options.device == "cpu"), Objective(model)
+    seconds = {}
+    for tasks in ("it2it=1", "t2t=1"):
+        batch = TrainingCollator(LinkingCollator(processor), TrainingArguments(tasks=tasks), epoch=0)(rows)
+        moved_batch = batch.to(torch.device(options.device))
+        calls.clear()
+        steps = [lambda one=moved_batch: backward(objective, one, 1, accelerator)]
+        seconds[tasks] = min(timed(steps, model, options.device) for _ in range(options.repeats))
+    hook.remove()
+    ratio = seconds["it2it=1"] / seconds["t2t=1"]
+    print(f"  a step of texts alone: {ratio:.1f} times as fast as one of all; the vision tower ran {len(calls)} times")
+
+
+def show_caching(
+    model: ClipNDModel, processor: ClipNDProcessor, data: DatasetDict, options: argparse.Namespace
+) -> None:
+    """Prints what a step keeps for its backward pass at the most: a batch, 16 of them, and these in 16 parts."""
+    rows = undecoded(data["train"])
+    accelerator, objective = Accelerator(cpu=options.device == "cpu"), Objective(model)
+    collate = TrainingCollator(LinkingCollator(processor), TrainingArguments(), epoch=0)
+    many = min(16 * options.batch, len(rows))
+    for size, parts in ((options.batch, 1), (many, 1), (many, 16)):
+        batch = collate(rows.select(range(size)).to_list()).to(torch.device(options.device))
+        kept = most_kept(lambda batch=batch, parts=parts: backward(objective, batch, parts, accelerator))
+        model.zero_grad()
+        print(f"  {size:5} mentions in {parts:2} part(s): {kept / 1e6:8.1f} MB kept for the backward pass at the most")
+
+
+def most_kept(step: Step) -> int:
+    """Bytes of the tensors that autograd keeps at once, weights aside, at the most."""
+    now = most = 0
+
+    class Kept:
+        def __init__(self, tensor: torch.Tensor) -> None:
+            nonlocal now, most
+            self.tensor, self.bytes = tensor, 0 if isinstance(tensor, torch.nn.Parameter) else tensor.nbytes
+            now += self.bytes
+            most = max(most, now)
+
+        def __del__(self) -> None:
+            nonlocal now
+            now -= self.bytes
+
+    with torch.autograd.graph.saved_tensors_hooks(Kept, lambda kept: kept.tensor):
+        step()
+    return most
 
 
 def every_candidate(collator: LinkingCollator, collate: TrainingCollator, rows: list[Any]) -> dict[str, Any]:

@@ -54,13 +54,17 @@ def say_time(seconds: float) -> str:
     return f"{seconds:.{0 if seconds >= 10 else 1 if seconds >= 1 else 2}f} s"
 
 
-def say_size(objective: nn.Module, rows: int | None, mentions: int, entities: int) -> str:
-    """Says how much is trained on how much: parameters, rows (None if streamed), and what a step has of both sides."""
+def say_size(objective: nn.Module, rows: int | None, mentions: int, entities: int, candidates: int) -> str:
+    """Says how much is trained on how much: parameters, rows (None if streamed), and what a step has of both sides.
+
+    Candidates are counted for each mention; many are the same entity, which is encoded once.
+    """
     sizes = [(one.numel(), one.requires_grad) for one in objective.parameters()]
     trained = sum(size for size, is_trained in sizes if is_trained)
     return (
         f"{'streamed' if rows is None else f'{rows:,}'} rows; {trained:,} of {sum(size for size, _ in sizes):,} "
-        f"parameters are trained; {mentions:,} mentions and {entities:,} entities a step"
+        f"parameters are trained; {mentions:,} mentions and {entities:,} entities a step, each encoded once for "
+        f"{candidates / entities:.2f} candidates"
     )
 
 

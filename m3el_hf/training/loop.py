@@ -190,7 +190,8 @@ class _Run:
         waited = 0.0 if self.arguments.dataloader_num_workers else time.monotonic() - began
         parts = self.arguments.gradient_accumulation_steps
         seconds = waited + seconds_of_a_step(self.objective, batch, parts, self.accelerator)
-        counts = total(torch.tensor([len(batch.names), len(batch.entity_ids)], device=self.accelerator.device)).tolist()
+        sizes = [len(batch.names), len(batch.entity_ids), batch.candidates]
+        counts = total(torch.tensor(sizes, device=self.accelerator.device)).tolist()
         if not self.bar.disable:
             tqdm.write(say_size(self.objective, self.feed.row_count, *counts))
             tqdm.write(say_plan(self.clock.total_steps - self.clock.step, seconds, self.clock.seconds_allowed))

@@ -53,7 +53,7 @@ def test_a_run_that_says_its_plan_is_the_run_that_does_not(processor, data, tmp_
     one, other = weights(True), weights(False)
     assert all(torch.equal(one[name], other[name]) for name in one)
     first, second = capsys.readouterr().out.splitlines()
-    assert first.startswith("24 rows; ") and "12 mentions" in first
+    assert first.startswith("24 rows; ") and "12 mentions" in first and first.endswith(" candidates")
     assert second.startswith("about ") and " for 4 steps (" in second
 
 
