@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from m3el_hf.training.arguments import TrainingArguments
+from m3el_hf.training.checkpoints import PARTIAL
 from m3el_hf.training.gathering import total
 from m3el_hf.training.objective import TrainingBatch
 
@@ -54,14 +55,16 @@ class TrainingLog:
         """Begins anew, or goes on from a `state`: lines that were written after it are left out."""
         lines = read_log(self._folder)[: state["lines"] if state else 0]
         self._lines = len(lines)
-        if not self._accelerator.is_main_process:
+        is_main, device = self._accelerator.is_main_process, self._accelerator.device
+        if state:  # all have the same terms, whose sums pair up; the main process has what all had counted
+            self._terms = {
+                name: (torch.tensor(one * is_main, device=device), n) for name, (one, n) in state["terms"].items()
+            }
+            self._counts = {name: count * is_main for name, count in state["counts"].items()}
+        if not is_main:
             return
-        if state:
-            device = self._accelerator.device
-            self._terms = {name: (torch.tensor(one, device=device), n) for name, (one, n) in state["terms"].items()}
-            self._counts = state["counts"]
         self._folder.mkdir(parents=True, exist_ok=True)
-        new = self._folder / f"{LINES}.partial"
+        new = self._folder / f"{LINES}{PARTIAL}"
         new.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
         os.replace(new, self._folder / LINES)
 
@@ -160,7 +163,9 @@ def plot_log(entries: Sequence[dict[str, Any]], path: Path) -> None:
     lower.set_xlabel("step")
     lower.set_ylim(bottom=0)
     figure.align_ylabels()
-    figure.savefig(path, dpi=120)
+    new = path.with_name(path.name + PARTIAL)
+    figure.savefig(new, format="png", dpi=120)
+    os.replace(new, path)
 
 
 def _curve(entries: Sequence[dict[str, Any]], name: str) -> tuple[list[float], list[float]]:
