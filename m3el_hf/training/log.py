@@ -110,6 +110,10 @@ class TrainingLog:
     def validation(self, entry: dict[str, float]) -> None:
         """Writes what a validation run showed, and draws the plot anew."""
         self._append({"step": entry["step"], "validation_mrr": entry["validation_mrr"]})
+        self.plot()
+
+    def plot(self) -> None:
+        """Draws all that was written until now."""
         if self._accelerator.is_main_process:
             plot_log(read_log(self._folder), self._folder / PLOT)
 
@@ -144,6 +148,7 @@ def plot_log(entries: Sequence[dict[str, Any]], path: Path) -> None:
     for name in names:
         steps, values = _curve(entries, name)
         style: dict[str, Any] = {"color": "black", "linewidth": 2, "zorder": 3} if name == "loss" else {"linewidth": 1}
+        style |= {"marker": "."} if len(steps) == 1 else {}  # a line of one point shows nothing
         losses.plot(steps, values, label=name.removeprefix("loss/").replace("_", " "), **style)
     steps, values = _curve(entries, "validation_mrr")
     middle.plot(steps, values, marker="o", markersize=3, linewidth=1.2)
@@ -152,8 +157,9 @@ def plot_log(entries: Sequence[dict[str, Any]], path: Path) -> None:
         middle.plot(
             steps[best], values[best], marker="o", color="C3", linestyle="none", label=f"best {values[best]:.3f}"
         )
-        middle.legend(fontsize="small", frameon=False, loc="lower right")
-    lower.plot(*_curve(entries, "learning_rate"), linewidth=1.2)
+        middle.legend(fontsize="small", frameon=False, loc="best")
+    steps, values = _curve(entries, "learning_rate")
+    lower.plot(steps, values, linewidth=1.2, marker="." if len(steps) == 1 else None)
     for axes, label in ((losses, "loss"), (middle, "validation MRR"), (lower, "learning rate")):
         axes.set_ylabel(label)
         axes.grid(alpha=0.3)

@@ -120,6 +120,8 @@ class _Run:
             raise M3ELError("a streamed dataset has no known length: set --max-steps or --max-minutes")
         self.model, self.trained = model, make_trainable(model, arguments)
         self.is_sharded = is_sharded(self.accelerator)
+        if self.is_sharded and arguments.mine_negatives:
+            raise M3ELError("hard negatives cannot be looked for with divided weights (FSDP): leave mine_negatives out")
         if self.is_sharded:
             fix_scale(model)
         self.plain = copy.deepcopy(self.trained) if self.is_sharded else self.trained  # with whole weights
@@ -134,8 +136,6 @@ class _Run:
         self.is_signalled = False  # this process
         self.is_told_to_stop = False  # some process, as all know
         self.is_announced = progress
-        is_quiet = not (progress and self.accelerator.is_main_process)
-        self.bar = tqdm(total=100, desc="training", bar_format=_BAR, disable=is_quiet)
 
     def go(self) -> tuple[ClipNDModel, TrainingResult]:
         """Takes the steps that are left."""
@@ -143,6 +143,8 @@ class _Run:
         if self._is_over and self.result.is_finished:
             return self._best()
         self.result.is_finished = False
+        is_quiet = not (self.is_announced and self.accelerator.is_main_process)
+        self.bar = tqdm(total=100, desc="training", bar_format=_BAR, disable=is_quiet)
         with self.bar, self._terminable():
             batches = self.feed.batches(self.clock, self._begin_epoch)
             if self.is_announced and not self._is_over:
@@ -288,6 +290,7 @@ class _Run:
             self._write_log()
         if self.losses:
             self._validate()
+        self.log.plot()
         self._collect()
         if self.validation_rows is None:
             self.result.best_step = self.clock.step
