@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import random
 import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import count, islice
+from itertools import chain, count, islice
 from typing import Any
 
 import torch
@@ -113,8 +114,8 @@ class Feed:
         while True:
             if not done:
                 on_epoch(epoch)
-            share = clock.share(epoch * self.steps_per_epoch)
-            yield from self._loader(self._rows, self._order(epoch)[done:], epoch, share)
+            step = epoch * self.steps_per_epoch + done
+            yield from self._by_stage(self._rows, self._order(epoch)[done:], epoch, clock, step)
             epoch, done = epoch + 1, 0
 
     def _streamed(self, clock: Clock) -> Iterator[TrainingBatch]:
@@ -123,9 +124,9 @@ class Feed:
         for epoch in count():
             rows = self._rows.shuffle(seed=self._arguments.seed, buffer_size=SHUFFLE_BUFFER)
             rows.set_epoch(epoch)
-            batches, share, first = _batches(rows, self._arguments.batch_size), clock.share(step), step
+            batches, first = _batches(rows, self._arguments.batch_size), step
             step += sum(1 for _ in islice(batches, begin - step if begin > step else 0))
-            for batch in self._loader(_Given(), batches, epoch, share):
+            for batch in self._by_stage(_Given(), batches, epoch, clock, step):
                 step += 1
                 yield batch
             if step == first:
@@ -134,6 +135,23 @@ class Feed:
     def _order(self, epoch: int) -> list[list[int]]:
         arguments = self._arguments
         return epoch_order(len(self._rows), arguments.batch_size, arguments.seed, epoch, self._processes, self._process)
+
+    def _by_stage(
+        self, rows: Any, batches: Iterable[list[Any]], epoch: int, clock: Clock, step: int
+    ) -> Iterator[TrainingBatch]:
+        """Yields an epoch's batches from a step on, with the tasks of the stage that each step lies in.
+
+        Steps may end a stage within an epoch; time, which no worker can foresee, does where an epoch ends.
+        """
+        starts = [start for start, _ in parse_stages(self._arguments.tasks)] if clock.total_steps < math.inf else []
+        ends = [math.ceil(start * clock.total_steps - 1e-9) for start in starts]
+        left = iter(batches)
+        for end in [*sorted({end for end in ends if end > step}), None]:
+            some = islice(left, None if end is None else end - step)
+            if (first := next(some, None)) is None:
+                return
+            yield from self._loader(rows, chain([first], some), epoch, clock.share(step))
+            step = end or step
 
     def _loader(self, rows: Any, batches: Iterable[list[Any]], epoch: int, share: float) -> DataLoader:
         return DataLoader(
@@ -183,7 +201,7 @@ class TrainingCollator:
         collator: Prepares both sides.
         arguments: The run's settings.
         epoch: Which pass over the rows it is.
-        share: How far the run is when the epoch begins.
+        share: How far the run is, which says what stage of the tasks it is in.
         negatives: Hard negatives of mentions, by the row's id.
     """
 

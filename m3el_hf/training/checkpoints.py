@@ -73,7 +73,7 @@ def _swap(partial: Path, folder: Path) -> None:
 def clean(folder: Path) -> None:
     """Removes what a kill left half written in a run's folder, and puts back what it was about to replace."""
     for left in list(folder.iterdir()) if folder.is_dir() else ():
-        if not re.fullmatch(rf"(best|last|checkpoint-\d+|log\.jsonl)({PARTIAL}|{OLD})", left.name):
+        if not re.fullmatch(rf"(best|last|checkpoint-\d+|log\.jsonl|training\.png)({PARTIAL}|{OLD})", left.name):
             continue
         place = left.with_suffix("")
         if left.suffix == OLD and not place.exists():

@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from m3el_hf.training.arguments import TrainingArguments
+from m3el_hf.training.checkpoints import PARTIAL
 from m3el_hf.training.gathering import total
 from m3el_hf.training.objective import TrainingBatch
 
@@ -54,14 +55,16 @@ class TrainingLog:
         """Begins anew, or goes on from a `state`: lines that were written after it are left out."""
         lines = read_log(self._folder)[: state["lines"] if state else 0]
         self._lines = len(lines)
-        if not self._accelerator.is_main_process:
+        is_main, device = self._accelerator.is_main_process, self._accelerator.device
+        if state:  # all have the same terms, whose sums pair up; the main process has what all had counted
+            self._terms = {
+                name: (torch.tensor(one * is_main, device=device), n) for name, (one, n) in state["terms"].items()
+            }
+            self._counts = {name: count * is_main for name, count in state["counts"].items()}
+        if not is_main:
             return
-        if state:
-            device = self._accelerator.device
-            self._terms = {name: (torch.tensor(one, device=device), n) for name, (one, n) in state["terms"].items()}
-            self._counts = state["counts"]
         self._folder.mkdir(parents=True, exist_ok=True)
-        new = self._folder / f"{LINES}.partial"
+        new = self._folder / f"{LINES}{PARTIAL}"
         new.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
         os.replace(new, self._folder / LINES)
 
@@ -107,6 +110,10 @@ class TrainingLog:
     def validation(self, entry: dict[str, float]) -> None:
         """Writes what a validation run showed, and draws the plot anew."""
         self._append({"step": entry["step"], "validation_mrr": entry["validation_mrr"]})
+        self.plot()
+
+    def plot(self) -> None:
+        """Draws all that was written until now."""
         if self._accelerator.is_main_process:
             plot_log(read_log(self._folder), self._folder / PLOT)
 
@@ -141,6 +148,7 @@ def plot_log(entries: Sequence[dict[str, Any]], path: Path) -> None:
     for name in names:
         steps, values = _curve(entries, name)
         style: dict[str, Any] = {"color": "black", "linewidth": 2, "zorder": 3} if name == "loss" else {"linewidth": 1}
+        style |= {"marker": "."} if len(steps) == 1 else {}  # a line of one point shows nothing
         losses.plot(steps, values, label=name.removeprefix("loss/").replace("_", " "), **style)
     steps, values = _curve(entries, "validation_mrr")
     middle.plot(steps, values, marker="o", markersize=3, linewidth=1.2)
@@ -149,8 +157,9 @@ def plot_log(entries: Sequence[dict[str, Any]], path: Path) -> None:
         middle.plot(
             steps[best], values[best], marker="o", color="C3", linestyle="none", label=f"best {values[best]:.3f}"
         )
-        middle.legend(fontsize="small", frameon=False, loc="lower right")
-    lower.plot(*_curve(entries, "learning_rate"), linewidth=1.2)
+        middle.legend(fontsize="small", frameon=False, loc="best")
+    steps, values = _curve(entries, "learning_rate")
+    lower.plot(steps, values, linewidth=1.2, marker="." if len(steps) == 1 else None)
     for axes, label in ((losses, "loss"), (middle, "validation MRR"), (lower, "learning rate")):
         axes.set_ylabel(label)
         axes.grid(alpha=0.3)
@@ -160,7 +169,9 @@ def plot_log(entries: Sequence[dict[str, Any]], path: Path) -> None:
     lower.set_xlabel("step")
     lower.set_ylim(bottom=0)
     figure.align_ylabels()
-    figure.savefig(path, dpi=120)
+    new = path.with_name(path.name + PARTIAL)
+    figure.savefig(new, format="png", dpi=120)
+    os.replace(new, path)
 
 
 def _curve(entries: Sequence[dict[str, Any]], name: str) -> tuple[list[float], list[float]]:

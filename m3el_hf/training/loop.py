@@ -25,7 +25,7 @@ from m3el_hf.errors import M3ELError, one_line
 from m3el_hf.evaluation.evaluator import ModelSystem, evaluate
 from m3el_hf.modeling.modeling_clipnd import ClipNDModel
 from m3el_hf.modeling.processing_clipnd import ClipNDProcessor
-from m3el_hf.training.arguments import TrainingArguments
+from m3el_hf.training.arguments import MODEL_SETTINGS, TrainingArguments
 from m3el_hf.training.batches import Feed
 from m3el_hf.training.checkpoints import check_unused, clean, load_checkpoint, save_checkpoint, whereabouts, whole
 from m3el_hf.training.estimate import say_plan, say_size, seconds_of_a_step
@@ -120,6 +120,8 @@ class _Run:
             raise M3ELError("a streamed dataset has no known length: set --max-steps or --max-minutes")
         self.model, self.trained = model, make_trainable(model, arguments)
         self.is_sharded = is_sharded(self.accelerator)
+        if self.is_sharded and arguments.mine_negatives:
+            raise M3ELError("hard negatives cannot be looked for with divided weights (FSDP): leave mine_negatives out")
         if self.is_sharded:
             fix_scale(model)
         self.plain = copy.deepcopy(self.trained) if self.is_sharded else self.trained  # with whole weights
@@ -130,11 +132,10 @@ class _Run:
         self.loss = math.nan  # of the last step
         self.losses: list[float] = []  # since the last validation run
         self.worse = 0  # validation runs since the best
+        self.begun_in = 0.0  # seconds that the last `_begin_epoch` took
         self.is_signalled = False  # this process
         self.is_told_to_stop = False  # some process, as all know
         self.is_announced = progress
-        is_quiet = not (progress and self.accelerator.is_main_process)
-        self.bar = tqdm(total=100, desc="training", bar_format=_BAR, disable=is_quiet)
 
     def go(self) -> tuple[ClipNDModel, TrainingResult]:
         """Takes the steps that are left."""
@@ -142,14 +143,14 @@ class _Run:
         if self._is_over and self.result.is_finished:
             return self._best()
         self.result.is_finished = False
+        is_quiet = not (self.is_announced and self.accelerator.is_main_process)
+        self.bar = tqdm(total=100, desc="training", bar_format=_BAR, disable=is_quiet)
         with self.bar, self._terminable():
             batches = self.feed.batches(self.clock, self._begin_epoch)
             if self.is_announced and not self._is_over:
                 batches = self._announce(batches)
             while not self._is_over and not self.is_told_to_stop:
-                asked = time.monotonic()
-                batch = self._next(batches)
-                self._step(batch, waited=time.monotonic() - asked)
+                self._step(*self._next(batches))
                 self._after_step()
         if self._is_over:
             self._finish()
@@ -161,9 +162,12 @@ class _Run:
     def _is_over(self) -> bool:
         return self.clock.progress >= 1 or self.worse >= (self.arguments.early_stopping_patience or math.inf)
 
-    def _next(self, batches: Iterator[TrainingBatch]) -> TrainingBatch:
+    def _next(self, batches: Iterator[TrainingBatch]) -> tuple[TrainingBatch, float]:
+        """The next batch, and how many seconds it let wait, besides those of what an epoch begins with."""
+        asked, self.begun_in = time.monotonic(), 0.0
         try:
-            return next(batches).to(self.accelerator.device)
+            batch = next(batches).to(self.accelerator.device)
+            return batch, time.monotonic() - asked - self.begun_in
         except M3ELError as error:  # a worker's has its traceback in the message
             raise M3ELError(str(error).strip().rpartition("M3ELError: ")[2]) from error
         except RuntimeError as error:
@@ -176,20 +180,20 @@ class _Run:
 
     def _begin_epoch(self, epoch: int) -> None:
         """Looks for hard negatives and calls back, where these are asked for."""
-        every = self.arguments.mine_negatives
+        began, every = time.monotonic(), self.arguments.mine_negatives
         if every and epoch % every == 0:
             count = self.arguments.negatives_per_mention
             self.feed.negatives.mine(self.model, self.collator, count, progress=not self.bar.disable)
         if epoch and self.on_epoch is not None and self.accelerator.is_main_process:
             self.on_epoch(epoch, self.result)
+        self.begun_in = time.monotonic() - began
 
     def _announce(self, batches: Iterator[TrainingBatch]) -> Iterator[TrainingBatch]:
         """Says what is trained and how long it may take, by the first batch; returns all batches again."""
-        began = time.monotonic()
-        batch = self._next(batches)
-        waited = 0.0 if self.arguments.dataloader_num_workers else time.monotonic() - began
+        batch, waited = self._next(batches)
         parts = self.arguments.gradient_accumulation_steps
-        seconds = waited + seconds_of_a_step(self.objective, batch, parts, self.accelerator)
+        seconds = seconds_of_a_step(self.objective, batch, parts, self.accelerator)
+        seconds += 0.0 if self.arguments.dataloader_num_workers else waited
         sizes = [len(batch.names), len(batch.entity_ids), batch.candidates]
         counts = total(torch.tensor(sizes, device=self.accelerator.device)).tolist()
         if not self.bar.disable:
@@ -251,6 +255,7 @@ class _Run:
     def _validate(self) -> None:
         """Measures the model as it is, and keeps its weights if it is the best so far."""
         if self.validation_rows is None:
+            self.losses.clear()
             return
         self._collect()
         mrr = self._measure() if self.accelerator.is_main_process else None
@@ -285,6 +290,7 @@ class _Run:
             self._write_log()
         if self.losses:
             self._validate()
+        self.log.plot()
         self._collect()
         if self.validation_rows is None:
             self.result.best_step = self.clock.step
@@ -336,8 +342,10 @@ class _Run:
         save_checkpoint(self.arguments, self.accelerator, state)
 
     def _settings(self) -> dict[str, Any]:
+        """All that a checkpoint must have been made with."""
         known = {"processes": self.accelerator.num_processes, "steps of an epoch": self.feed.steps_per_epoch}
-        return self.arguments.to_dict() | known
+        known |= {name: getattr(self.model.config, name) for name in ("head", *MODEL_SETTINGS)}
+        return self.arguments.to_dict() | known | {"template": self.collator.processor.template}
 
     def _save_model(self, name: str) -> None:
         """Writes a model without adapters: these would be of no use without the weights that the run started from."""

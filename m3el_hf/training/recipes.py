@@ -21,7 +21,7 @@ NOUNS = {int: "a whole number", float: "a number", bool: "true or false"}
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Adds the YAML file and a flag for each field; what is not given on the command line is not set."""
-    parser.add_argument("config", nargs="?", type=Path, help="YAML file of these settings; a flag goes before it")
+    parser.add_argument("config", nargs="?", type=Path, help="YAML file of these settings, which flags override")
     for field in _fields():
         flag, text = "--" + field.name.replace("_", "-"), field.metadata["help"]
         says_something = field.default is not None and field.default is not False and field.default != ""

@@ -103,6 +103,13 @@ def test_a_run_resumed_at_any_step_gets_the_batches_it_would_have_had(kind, rows
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_a_stage_begins_within_an_epoch(kind, rows, collator):
+    settings = arguments(max_steps=3, num_train_epochs=1, tasks="t2t=1; 0.5: it2it=1")
+    shown = [batch.views.any(0).tolist() for batch in run(KINDS[kind](rows), collator, settings, 0, 3)]
+    assert shown == [[True, False, True, False]] * 2 + [[True] * 4]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_workers_change_no_batch(kind, rows, collator):
     given = KINDS[kind](rows)
     none, two = (run(given, collator, arguments(dataloader_num_workers=n, max_steps=9), 1, 5) for n in (0, 2))

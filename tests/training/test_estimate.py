@@ -2,16 +2,19 @@ from __future__ import annotations
 
 import copy
 import math
+import time
 
 import pytest
 import torch
 from accelerate import Accelerator
 
 from m3el_hf.data.collator import LinkingCollator, undecoded
+from m3el_hf.training import loop
 from m3el_hf.training.arguments import TrainingArguments
 from m3el_hf.training.batches import TrainingCollator
 from m3el_hf.training.estimate import say_plan, say_time, seconds_of_a_step
 from m3el_hf.training.loop import train
+from m3el_hf.training.negatives import HardNegatives
 from m3el_hf.training.objective import Objective
 from tests.conftest import tiny_model
 
@@ -55,6 +58,16 @@ def test_a_run_that_says_its_plan_is_the_run_that_does_not(processor, data, tmp_
     first, second = capsys.readouterr().out.splitlines()
     assert first.startswith("24 rows; ") and "12 mentions" in first and first.endswith(" candidates")
     assert second.startswith("about ") and " for 4 steps (" in second
+
+
+def test_what_an_epoch_begins_with_is_no_waiting_for_data(processor, data, tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(loop, "seconds_of_a_step", lambda *_: 0.0)
+    monkeypatch.setattr(loop, "say_plan", lambda steps, seconds, limit: said.append(seconds) or "")
+    monkeypatch.setattr(HardNegatives, "mine", lambda *_, **__: time.sleep(3))
+    settings = TrainingArguments(tmp_path, max_steps=1, mine_negatives=1, per_device_train_batch_size=2)
+    train(tiny_model(processor), processor, data["train"].select(range(2)), None, settings)
+    assert 0 < said[0] < 2
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from m3el_hf import ClipNDModel, M3ELError
 from m3el_hf.cli import main
 from m3el_hf.data.collator import LinkingCollator, undecoded
 from m3el_hf.evaluation.evaluator import ModelSystem, evaluate
-from m3el_hf.training import loop
+from m3el_hf.training import log, loop
 from m3el_hf.training.arguments import TrainingArguments
 from m3el_hf.training.batches import TrainingCollator
 from m3el_hf.training.checkpoints import newest_checkpoint
@@ -226,8 +226,10 @@ def test_sigterm_writes_a_checkpoint_and_ends(workers, store, tmp_path, monkeypa
     assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-3", "log.jsonl", "recipe.yaml"}
     assert main([*command, "--resume"]) == 0
     assert len(calls) == 6
+    capsys.readouterr()
     assert main(command) == 2
-    assert "is of an earlier run: continue that with --resume" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert said.startswith("m3el-hf: ") and "is of an earlier run: continue that with --resume" in said
 
 
 def test_without_validation_rows_the_last_weights_are_the_best(processor, data, tmp_path):
@@ -239,6 +241,23 @@ def test_without_validation_rows_the_last_weights_are_the_best(processor, data, 
     for name in ("best", "last"):
         saved = load_file(tmp_path / name / "model.safetensors")
         assert all(torch.equal(saved[key], one) for key, one in model.state_dict().items())
+
+
+@pytest.mark.parametrize("validates", [True, False])
+def test_the_plot_has_the_last_losses(validates, processor, data, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(log, "plot_log", lambda entries, path: drawn.append(entries))
+    held_out = data["validation"].select(range(4)) if validates else None
+    settings = arguments(tmp_path, max_steps=3, logging_steps=2, eval_steps=1)
+    train(tiny_model(processor), processor, data["train"].select(range(16)), held_out, settings, progress=False)
+    assert drawn[-1] == read_log(tmp_path)
+    assert [line["step"] for line in drawn[-1] if "loss" in line] == [2, 3]
+
+
+def test_hard_negatives_with_divided_weights_are_refused(processor, data, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "is_sharded", lambda accelerator: True)
+    with pytest.raises(M3ELError, match="FSDP.*leave mine_negatives out"):
+        train(tiny_model(processor), processor, data["train"], None, arguments(tmp_path, mine_negatives=1))
 
 
 def test_it_stops_early_and_in_the_middle_of_an_epoch(store, tmp_path, monkeypatch):

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 from safetensors.torch import load_file
 
 from m3el_hf import M3ELError
+from m3el_hf.training.arguments import TrainingArguments
 from m3el_hf.training.checkpoints import clean
-from m3el_hf.training.log import read_log
+from m3el_hf.training.log import PLOT, TrainingLog, plot_log, read_log
 from tests.training.jobs import job, launch, run_job, run_jobs
 from tests.training.killed import kill_at
 
@@ -108,6 +112,7 @@ def test_two_processes_that_are_killed_end_as_two_that_were_not(store, tmp_path)
         ({"per_device_train_batch_size": 4}, "per_device_train_batch_size 8, and now it is 4"),
         ({"learning_rate": 0.5}, "learning_rate"),
         ({"rows": 40}, "steps of an epoch 4, and now it is 5"),
+        ({"model": {"dropout": 0.2, "contrastive_weight": 5.0}}, "contrastive_weight 1.0, and now it is 5.0"),
         ({"model": {"matching_dim": 16}}, "holds another model's weights"),
         ({"resume": False}, "is of an earlier run: continue that with --resume"),
     ],
@@ -139,3 +144,33 @@ def test_what_a_kill_left_is_cleaned(tmp_path):
         "best": "best.old",
         "mine.old": "mine.old",
     }
+
+
+def test_a_plot_that_cannot_be_drawn_leaves_the_one_before(tmp_path, monkeypatch):
+    entries = [{"step": step, "loss": 1.0, "learning_rate": 0.1, "validation_mrr": 0.5} for step in (1, 2)]
+    plot_log(entries[:1], tmp_path / PLOT)
+    before = (tmp_path / PLOT).read_bytes()
+
+    def half(self, path, **_):
+        Path(path).write_bytes(before[:9])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Figure, "savefig", half)
+    with pytest.raises(OSError, match="No space"):
+        plot_log(entries, tmp_path / PLOT)
+    assert (tmp_path / PLOT).read_bytes() == before
+    clean(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [PLOT]
+
+
+def test_all_processes_go_on_with_the_terms_that_were_counted(tmp_path):
+    """Else the sums of one that has counted a term since the checkpoint, and of one that has not, do not pair up."""
+    counts = dict.fromkeys(("mentions", "candidates", "entities", "seconds", "waited"), 8.0)
+    state = {"lines": 0, "terms": {"loss": (6.0, 3), "loss/image": (2.0, 1)}, "counts": counts}
+    main, other = (SimpleNamespace(is_main_process=one, device=torch.device("cpu")) for one in (True, False))
+    logs = [TrainingLog(TrainingArguments(output_dir=tmp_path), one) for one in (main, other)]
+    for log in logs:
+        log.start(state)
+    assert logs[0].state() == state
+    assert logs[1].state()["terms"] == {"loss": (0.0, 3), "loss/image": (0.0, 1)} and not logs[1].is_empty
+    assert not any(logs[1].state()["counts"].values())
