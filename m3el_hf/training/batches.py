@@ -7,8 +7,8 @@ import math
 import random
 import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import chain, count, islice
-from typing import Any
+from itertools import count, islice
+from typing import Any, NamedTuple
 
 import torch
 from datasets import Dataset, IterableDataset
@@ -108,27 +108,42 @@ class Feed:
             on_epoch: Called with the number of each epoch that begins, before its first batch.
         """
         if self.steps_per_epoch is None:
-            yield from self._streamed(clock)
+            yield from self._loader(_Given(), self._streamed(clock))
             return
-        epoch, done = divmod(clock.step, self.steps_per_epoch)
+        step, size = clock.step, self.steps_per_epoch
         while True:
-            if not done:
-                on_epoch(epoch)
-            step = epoch * self.steps_per_epoch + done
-            yield from self._by_stage(self._rows, self._order(epoch)[done:], epoch, clock, step)
+            if (
+                is_first := step % size == 0
+            ):  # negatives are looked for before workers, which have copies of them, start
+                on_epoch(step // size)
+            for batch in self._loader(self._rows, self._planned(step, clock)):
+                if step % size == 0 and not is_first:
+                    on_epoch(step // size)
+                is_first, step = False, step + 1
+                yield batch
+
+    def _planned(self, step: int, clock: Clock) -> Iterator[_Plan]:
+        """Yields steps over epochs, so that workers need not stop, until hard negatives are looked for again."""
+        epoch, done = divmod(step, self.steps_per_epoch or 1)
+        every = self._arguments.mine_negatives
+        end = (epoch // every + 1) * every if every else math.inf
+        while epoch < end:
+            for rows in self._order(epoch)[done:]:
+                yield _Plan(epoch, clock.share(step), rows)
+                step += 1
             epoch, done = epoch + 1, 0
 
-    def _streamed(self, clock: Clock) -> Iterator[TrainingBatch]:
-        """Reads rows in this process and prepares them in the workers: their number changes no batch."""
+    def _streamed(self, clock: Clock) -> Iterator[_Plan]:
+        """Yields steps with the rows themselves, read in this process: the number of workers changes no batch."""
         step, begin = 0, clock.step
         for epoch in count():
             rows = self._rows.shuffle(seed=self._arguments.seed, buffer_size=SHUFFLE_BUFFER)
             rows.set_epoch(epoch)
-            batches, first = _batches(rows, self._arguments.batch_size), step
-            step += sum(1 for _ in islice(batches, begin - step if begin > step else 0))
-            for batch in self._by_stage(_Given(), batches, epoch, clock, step):
+            first = step
+            for some in _batches(rows, self._arguments.batch_size):
+                if step >= begin:
+                    yield _Plan(epoch, clock.share(step), some)
                 step += 1
-                yield batch
             if step == first:
                 raise M3ELError("there are no training rows: build the data with a train split")
 
@@ -136,39 +151,45 @@ class Feed:
         arguments = self._arguments
         return epoch_order(len(self._rows), arguments.batch_size, arguments.seed, epoch, self._processes, self._process)
 
-    def _by_stage(
-        self, rows: Any, batches: Iterable[list[Any]], epoch: int, clock: Clock, step: int
-    ) -> Iterator[TrainingBatch]:
-        """Yields an epoch's batches from a step on, with the tasks of the stage that each step lies in.
-
-        Steps may end a stage within an epoch; time, which no worker can foresee, does where an epoch ends.
-        """
-        starts = [start for start, _ in parse_stages(self._arguments.tasks)] if clock.total_steps < math.inf else []
-        ends = [math.ceil(start * clock.total_steps - 1e-9) for start in starts]
-        left = iter(batches)
-        for end in [*sorted({end for end in ends if end > step}), None]:
-            some = islice(left, None if end is None else end - step)
-            if (first := next(some, None)) is None:
-                return
-            yield from self._loader(rows, chain([first], some), epoch, clock.share(step))
-            step = end or step
-
-    def _loader(self, rows: Any, batches: Iterable[list[Any]], epoch: int, share: float) -> DataLoader:
+    def _loader(self, rows: Any, plans: Iterator[_Plan]) -> DataLoader:
         return DataLoader(
-            rows,
-            batch_sampler=batches,
-            collate_fn=TrainingCollator(self._collator, self._arguments, epoch, share, self.negatives),
+            _Planned(rows),
+            sampler=plans,
+            batch_size=None,
+            collate_fn=self._collate,
             num_workers=self._arguments.dataloader_num_workers,
             worker_init_fn=_ignore_termination,
             generator=torch.Generator(),  # it draws a number at each start, which dropout must not miss after a resume
         )
 
+    def _collate(self, planned: Any) -> TrainingBatch:
+        plan, rows = planned
+        return TrainingCollator(self._collator, self._arguments, plan.epoch, plan.share, self.negatives)(rows)
+
+
+class _Plan(NamedTuple):
+    """A step: which epoch it is of, how far the run is, and the rows, or their indices."""
+
+    epoch: int
+    share: float
+    rows: list[Any]
+
+
+class _Planned(torch.utils.data.Dataset):
+    """Rows by the plan of a step."""
+
+    def __init__(self, rows: Any) -> None:
+        self._rows = rows
+
+    def __getitem__(self, plan: _Plan) -> tuple[_Plan, list[Row]]:
+        return plan, self._rows.__getitems__(plan.rows)
+
 
 class _Given:
     """Rows whose indices are the rows themselves."""
 
-    def __getitem__(self, row: Row) -> Row:
-        return row
+    def __getitems__(self, rows: list[Row]) -> list[Row]:
+        return rows
 
 
 def _batches(rows: Iterable[Row], size: int) -> Iterator[list[Row]]:

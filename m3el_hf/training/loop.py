@@ -145,7 +145,7 @@ class _Run:
         self.result.is_finished = False
         is_quiet = not (self.is_announced and self.accelerator.is_main_process)
         self.bar = tqdm(total=100, desc="training", bar_format=_BAR, disable=is_quiet)
-        with self.bar, self._terminable():
+        with self.bar, self._terminable(), self._dead_workers_told():
             batches = self.feed.batches(self.clock, self._begin_epoch)
             if self.is_announced and not self._is_over:
                 batches = self._announce(batches)
@@ -170,6 +170,12 @@ class _Run:
             return batch, time.monotonic() - asked - self.begun_in
         except M3ELError as error:  # a worker's has its traceback in the message
             raise M3ELError(str(error).strip().rpartition("M3ELError: ")[2]) from error
+
+    @contextmanager
+    def _dead_workers_told(self) -> Iterator[None]:
+        """Says what to do when a worker was killed, of which torch tells whatever is being done just then."""
+        try:
+            yield
         except RuntimeError as error:
             if "DataLoader worker" not in str(error):
                 raise
