@@ -112,9 +112,8 @@ class Feed:
             return
         step, size = clock.step, self.steps_per_epoch
         while True:
-            if (
-                is_first := step % size == 0
-            ):  # negatives are looked for before workers, which have copies of them, start
+            is_first = step % size == 0
+            if is_first:  # before workers start: they have copies of the hard negatives
                 on_epoch(step // size)
             for batch in self._loader(self._rows, self._planned(step, clock)):
                 if step % size == 0 and not is_first:
@@ -153,7 +152,7 @@ class Feed:
 
     def _loader(self, rows: Any, plans: Iterator[_Plan]) -> DataLoader:
         return DataLoader(
-            _Planned(rows),
+            _RowsByPlan(rows),
             sampler=plans,
             batch_size=None,
             collate_fn=self._collate,
@@ -175,7 +174,7 @@ class _Plan(NamedTuple):
     rows: list[Any]
 
 
-class _Planned(torch.utils.data.Dataset):
+class _RowsByPlan(torch.utils.data.Dataset):
     """Rows by the plan of a step."""
 
     def __init__(self, rows: Any) -> None:
