@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import m3el_hf.metrics
 from m3el_hf.errors import M3ELError
-from m3el_hf.evaluation.ranking import summarise
+from m3el_hf.evaluation.ranking import gold_counts, summarise
 from m3el_hf.metrics import load_metric
 
 FOLDER = Path(m3el_hf.metrics.__file__).parent / "linking_accuracy"
@@ -27,7 +27,7 @@ def metric(tmp_path_factory: pytest.TempPathFactory) -> evaluate.EvaluationModul
 
 def test_it_computes_what_ranking_does(metric):
     result = metric.compute(scores=SCORES, references=GOLDS)
-    assert result == summarise(SCORES, GOLDS)
+    assert result == summarise(*gold_counts(SCORES, GOLDS))
     assert result["accuracy"] == pytest.approx((1 + 1 / 2 + 1 + 0) / 4)
 
 
@@ -39,11 +39,11 @@ def test_it_computes_what_ranking_does(metric):
 )
 def test_no_score_changes_on_its_way(metric, table):
     scores, golds = table
-    assert metric.compute(scores=scores, references=golds) == summarise(scores, golds)
+    assert metric.compute(scores=scores, references=golds) == summarise(*gold_counts(scores, golds))
 
 
 def test_batches_and_single_rows_add_up(metric):
-    expected = summarise(SCORES, GOLDS)
+    expected = summarise(*gold_counts(SCORES, GOLDS))
     metric.add_batch(scores=SCORES[:1], references=GOLDS[:1])
     metric.add_batch(scores=SCORES[1:], references=GOLDS[1:])
     assert metric.compute() == expected

@@ -7,7 +7,7 @@ from typing import Any
 import datasets
 import evaluate
 
-from m3el_hf.evaluation.ranking import summarise
+from m3el_hf.evaluation.ranking import gold_counts, summarise
 
 _DESCRIPTION = """Accuracy of entity linking among candidates: the share of mentions whose gold scores highest.
 A tie counts by its probability, so scoring all candidates alike gives chance."""
@@ -44,4 +44,4 @@ class LinkingAccuracy(evaluate.Metric):
         )
 
     def _compute(self, scores: list[list[float]], references: list[int]) -> dict[str, Any]:
-        return summarise(scores, references)
+        return summarise(*gold_counts(scores, references))
