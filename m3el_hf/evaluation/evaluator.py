@@ -217,7 +217,9 @@ class _Measuring:
         return scores, mask
 
 
-def check_scores(system: System, task: str, scores: Scores, mask: NDArray[np.bool_], ids: Sequence[str]) -> None:
+def check_scores(
+    system: System, task: str, scores: Scores, mask: NDArray[np.bool_], ids: Sequence[str] | NDArray[np.str_]
+) -> None:
     """Refuses scores that have no rank.
 
     Raises:

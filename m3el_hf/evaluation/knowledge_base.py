@@ -169,6 +169,7 @@ class _Mentions:
     def __init__(self, rows: Dataset, base: _Base, tasks: Sequence[Task], nil: Nil, nil_score: float | None) -> None:
         self.rows, self.tasks, self.nil_score = rows, tasks, nil_score
         answers = list(rows["answer_qid"])
+        self.ids = np.array(rows["id"])
         self.golds = base.places(answers)
         self.is_nil = np.array([answer == NIL for answer in answers])
         texts = [bool(name or context) for name, context in zip(rows["mention"], rows["context"], strict=True)]
@@ -293,12 +294,13 @@ class _Ranking:
         number: int,
     ) -> Scores:
         """Scores ``[T, B, N]`` against a chunk; -inf for entities that show nothing of a task."""
-        scores = system.score(tally.mentions, self.chunks.encoded(system, fingerprint, number), tasks)
         members = self.base.members(number)
+        shown = np.array([self.base.shows(members, task) for task in tasks])[:, None]
+        scores = system.score(tally.mentions, self.chunks.encoded(system, fingerprint, number), tasks)
+        scores = np.where(shown, scores, -np.inf)
         for task, of_task in zip(tasks, scores, strict=True):
-            of_task[:, ~self.base.shows(members, task)] = -np.inf
             counting = np.broadcast_to(self.asked.counts[task.name][block][:, None], of_task.shape)
-            check_scores(system, task.name, of_task, counting, [f"mention {row}" for row in block])
+            check_scores(system, task.name, of_task, counting, self.asked.ids[block])
         return scores
 
     def _counted(self, system: System, tasks: Sequence[Task], block: NDArray[np.int64], tally: _Tally) -> Counted:
