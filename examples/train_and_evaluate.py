@@ -16,7 +16,7 @@ from m3el_hf.data.collator import LinkingCollator
 from m3el_hf.data.store import build
 from m3el_hf.evaluation.baselines import BASELINES
 from m3el_hf.evaluation.evaluator import ModelSystem, evaluate
-from m3el_hf.evaluation.report import RunReport
+from m3el_hf.evaluation.run_report import RunReport
 from m3el_hf.training.arguments import TrainingArguments
 from m3el_hf.training.loop import train
 from m3el_hf.training.start import start_model

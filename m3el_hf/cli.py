@@ -251,7 +251,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     from rich.console import Console
 
     from m3el_hf.evaluation.measure import measure
-    from m3el_hf.evaluation.report import RunReport, software
+    from m3el_hf.evaluation.run_report import RunReport, software
     from m3el_hf.sources import load_built, load_model
 
     _hush()

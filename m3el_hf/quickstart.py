@@ -18,7 +18,7 @@ from m3el_hf.data.store import build
 from m3el_hf.errors import M3ELError
 from m3el_hf.evaluation.baselines import BASELINES
 from m3el_hf.evaluation.evaluator import ModelSystem, System, Table, average_mention, evaluate
-from m3el_hf.evaluation.report import Example, RunReport, software
+from m3el_hf.evaluation.run_report import Example, RunReport, software
 from m3el_hf.hub.model_card import render_model_card
 from m3el_hf.linking.linker import EntityLinker
 from m3el_hf.modeling.modeling_clipnd import ClipNDModel

@@ -15,7 +15,7 @@ from m3el_hf.data.collator import LinkingCollator
 from m3el_hf.errors import M3ELError
 from m3el_hf.evaluation.evaluator import ModelSystem, Table, evaluate
 from m3el_hf.evaluation.measure import MODEL, measure
-from m3el_hf.evaluation.report import RunReport, software
+from m3el_hf.evaluation.run_report import RunReport, software
 from m3el_hf.hub.model_card import render_model_card
 from m3el_hf.hub.push import check_repository, push_folder
 from m3el_hf.modeling.modeling_clipnd import ClipNDModel

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from m3el_hf.evaluation.report import RunReport
+from m3el_hf.evaluation.run_report import RunReport
 from m3el_hf.modeling.modeling_clipnd import ClipNDModel
 from m3el_hf.sources import is_hub_id, public_name
 

@@ -5,7 +5,7 @@ from huggingface_hub import ModelCard
 
 from m3el_hf.evaluation.baselines import BASELINES
 from m3el_hf.evaluation.evaluator import ModelSystem, evaluate
-from m3el_hf.evaluation.report import RunReport
+from m3el_hf.evaluation.run_report import RunReport
 from m3el_hf.hub.model_card import render_model_card
 
 

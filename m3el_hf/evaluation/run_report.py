@@ -149,7 +149,7 @@ class RunReport:
     def _html(self, chart: bytes) -> str:
         environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
         environment.filters["data_url"] = _data_url
-        template = files("m3el_hf.evaluation").joinpath("report.html.jinja").read_text(encoding="utf-8")
+        template = files("m3el_hf.evaluation").joinpath("run_report.html.jinja").read_text(encoding="utf-8")
         return environment.from_string(template).render(report=self, chart=chart, rows=self.rows())
 
 

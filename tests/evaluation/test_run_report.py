@@ -13,7 +13,7 @@ from rich.console import Console
 
 from m3el_hf import TASKS
 from m3el_hf.evaluation.evaluator import Table
-from m3el_hf.evaluation.report import Example, RunReport, software
+from m3el_hf.evaluation.run_report import Example, RunReport, software
 
 VOID = {"meta", "link", "img", "br"}
 NASTY = "<script>alert('a & b')</script>"
