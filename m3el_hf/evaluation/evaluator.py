@@ -76,6 +76,28 @@ def evaluate(
     return Evaluation(facts, outcomes, tuple(tasks), PROTOCOL, asked.missing)
 
 
+def score_candidates(
+    system: System, rows: Sequence[Row], tasks: Sequence[Task] = tuple(TASKS.values())
+) -> dict[str, list[Scores | None]]:
+    """Scores ``[C]`` each row's candidates, in its order, by task; None where a row does not fit the task.
+
+    Args:
+        system: The system.
+        rows: Rows of `m3el_hf.data.schema.ROW_FEATURES`, pictures as bytes.
+        tasks: Tasks that the system can do.
+    """
+    asked = _Asked(rows, tasks)
+    found: dict[str, list[Scores | None]] = {task.name: [None] * len(rows) for task in tasks}
+    with Share(None).folder(None) as folder:
+        measuring = _Measuring([system], asked, Chunks(asked.read, asked.chunk_count, EncodedStore(folder)))
+        for batch in asked.batches():
+            scores, mask = measuring.scores(system, None, batch, [rows[number] for number in batch], list(found))
+            for (task, of_rows), totals in zip(found.items(), scores, strict=True):
+                for number, own, real in zip(batch, totals, mask, strict=True):
+                    of_rows[number] = own[real] if asked.fitting[task][number] else None
+    return found
+
+
 def check_names(systems: Sequence[System]) -> None:
     """Refuses systems that a table could not tell apart."""
     names = [system.name for system in systems]
@@ -183,7 +205,7 @@ class _Measuring:
         if not chosen:
             return {}
         numbers = [batch[place] for place in chosen]
-        scores, mask = self._scores(system, fingerprint, numbers, [rows[place] for place in chosen], tasks)
+        scores, mask = self.scores(system, fingerprint, numbers, [rows[place] for place in chosen], tasks)
         counted: Counted = {}
         for name, totals in zip(tasks, scores, strict=True):
             able = fitting[name][chosen]
@@ -194,7 +216,7 @@ class _Measuring:
             counted[system.name, name] = Outcome(of, greater, equal, mask[able].sum(1))
         return counted
 
-    def _scores(
+    def scores(
         self, system: System, fingerprint: str | None, numbers: list[int], rows: list[Row], tasks: list[str]
     ) -> tuple[Scores, NDArray[np.bool_]]:
         """Scores ``[T, B, C]`` of each row's own candidates, and which of them there are, ``[B, C]``."""

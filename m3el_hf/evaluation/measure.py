@@ -2,31 +2,60 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from accelerate import Accelerator
 from datasets import Dataset
 
-from m3el_hf.data.collator import LinkingCollator
-from m3el_hf.evaluation.baselines import BASELINES
-from m3el_hf.evaluation.evaluator import ModelSystem, Table, average_mention, evaluate
-from m3el_hf.modeling.modeling_clipnd import ClipNDModel
-from m3el_hf.modeling.processing_clipnd import ClipNDProcessor
+from m3el_hf.data.collator import EntityRow
+from m3el_hf.evaluation.baselines import baselines
+from m3el_hf.evaluation.control import MentionBlind, average_mention
+from m3el_hf.evaluation.evaluator import evaluate
+from m3el_hf.evaluation.outcomes import Evaluation
+from m3el_hf.evaluation.systems import ModelSystem, System
+from m3el_hf.tasks import TASKS, Task
 
 MODEL, CONTROL = "model", "mention-blind control"
 
 
 def measure(
-    model: ClipNDModel, processor: ClipNDProcessor | LinkingCollator, rows: Dataset, *, progress: bool = False
-) -> Table:
-    """Measures the baselines, the model as `MODEL` and its mention-blind control as `CONTROL`, on the nine tasks.
+    models: Sequence[ModelSystem],
+    rows: Dataset,
+    tasks: Sequence[Task] = tuple(TASKS.values()),
+    *,
+    training: Dataset | None = None,
+    cache_dir: Path | None = None,
+    accelerator: Accelerator | None = None,
+    progress: bool = False,
+) -> Evaluation:
+    """Measures the baselines, the models, and the last model's mention-blind control as `CONTROL`.
 
-    Args:
-        model: The model.
-        processor: Its processor, or a collator that holds it (and has cached the pictures).
-        rows: Rows of `m3el_hf.data.schema.ROW_FEATURES`.
-        progress: Show a progress bar.
+    The arguments are those of `m3el_hf.evaluation.evaluator.evaluate`.
 
     Raises:
-        M3ELError: If there are no rows, or a score is NaN.
+        M3ELError: As `evaluate` does.
     """
-    collator = processor if isinstance(processor, LinkingCollator) else LinkingCollator(processor)
-    control = ModelSystem(CONTROL, model, collator, average_mention(model, collator, rows))
-    return evaluate([*BASELINES, ModelSystem(MODEL, model, collator), control], rows, progress=progress)
+    systems: list[System] = [*baselines(described(rows)), *models]
+    systems.append(MentionBlind(CONTROL, models[-1], average_mention(models[-1], rows, accelerator)))
+    return evaluate(
+        systems,
+        rows,
+        tasks,
+        training=training,
+        cache_dir=cache_dir,
+        accelerator=accelerator,
+        progress=progress,
+    )
+
+
+def described(rows: Dataset) -> Iterator[EntityRow]:
+    """Yields the texts of all candidates, each description once, without pictures."""
+    columns = ["candidate_qids", "candidate_names", "candidate_descriptions"]
+    seen: set[EntityRow] = set()
+    for row in rows.select_columns(columns):
+        for texts in zip(*(row[column] for column in columns), strict=True):
+            entity = EntityRow(*texts, image=None)
+            if entity not in seen:
+                seen.add(entity)
+                yield entity

@@ -11,10 +11,10 @@ from m3el_hf.data.collator import LinkingCollator
 from m3el_hf.errors import M3ELError
 from m3el_hf.evaluation import control
 from m3el_hf.evaluation.control import MentionBlind, average_mention
-from m3el_hf.evaluation.evaluator import evaluate
+from m3el_hf.evaluation.evaluator import evaluate, score_candidates
 from m3el_hf.evaluation.systems import ModelSystem
 from tests.conftest import tiny_model
-from tests.evaluation.test_evaluator import dataset, make_row, raw_scores
+from tests.evaluation.test_evaluator import dataset, make_row
 
 
 def test_the_average_mention_is_the_mean_over_what_mentions_have(model, processor, monkeypatch):
@@ -64,7 +64,7 @@ def test_the_control_scores_alike_whatever_the_mention_is(model, processor):
         rows.append(rows[0] | {name: other[name] for name in ("mention", "context", "mention_image")})
     system = ModelSystem("model", model, processor)
     average = average_mention(system, dataset(rows))
-    blind, seeing = raw_scores(MentionBlind("control", system, average), rows), raw_scores(system, rows)
+    blind, seeing = score_candidates(MentionBlind("control", system, average), rows), score_candidates(system, rows)
     for name in TASKS:
         assert all(np.array_equal(one, blind[name][0]) for one in blind[name])
         assert not np.allclose(seeing[name][0], seeing[name][1], rtol=1e-3)

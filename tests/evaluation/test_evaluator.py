@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -18,10 +16,9 @@ from m3el_hf.data.collator import EntityRow
 from m3el_hf.data.schema import ROW_FEATURES
 from m3el_hf.errors import M3ELError
 from m3el_hf.evaluation import chunks, evaluator
-from m3el_hf.evaluation.chunks import Chunks, EncodedStore
-from m3el_hf.evaluation.evaluator import evaluate
+from m3el_hf.evaluation.evaluator import evaluate, score_candidates
 from m3el_hf.evaluation.outcomes import Evaluation
-from m3el_hf.evaluation.systems import ModelSystem, Row, Scores, System
+from m3el_hf.evaluation.systems import ModelSystem, Row, Scores
 from m3el_hf.tasks import Task
 from tests.conftest import tiny_model
 
@@ -201,22 +198,6 @@ def test_bad_input_is_one_clear_line():
 # A model as a system.
 
 
-def raw_scores(system: System, rows: Sequence[Row]) -> dict[str, list[Scores | None]]:
-    """The scores of each row's candidates by task, by way of all that `evaluate` does; None where it does not fit."""
-    kept: dict[str, list[Scores | None]] = {name: [None] * len(rows) for name in TASKS}
-    asked = evaluator._Asked(list(rows), list(TASKS.values()))
-    with TemporaryDirectory() as folder:
-        chunks = Chunks(asked.read, asked.chunk_count, EncodedStore(Path(folder)))
-        measuring = evaluator._Measuring([system], asked, chunks)
-        for batch in asked.batches():
-            scores, mask = measuring._scores(system, None, batch, [rows[number] for number in batch], list(TASKS))
-            for name, totals in zip(TASKS, scores, strict=True):
-                for number, own, real in zip(batch, totals, mask, strict=True):
-                    if asked.fitting[name][number]:
-                        kept[name][number] = own[real]
-    return kept
-
-
 def assert_same_scores(found: dict[str, list[Any]], expected: dict[str, list[Any]]) -> None:
     assert found.keys() == expected.keys()
     for name in expected:
@@ -246,14 +227,14 @@ def scored_alone(model: ClipNDModel, processor: ClipNDProcessor, row: Row, task:
 
 def test_a_model_scores_each_candidate_as_it_would_alone(model, processor):
     rows = [make_row(0), make_row(1, context=None), make_row(2, candidate_descriptions=[None, "a band", None])]
-    scores = raw_scores(ModelSystem("model", model, processor), rows)
+    scores = score_candidates(ModelSystem("model", model, processor), rows)
     for name, task in TASKS.items():
         for row, found in zip(rows, scores[name], strict=True):
             np.testing.assert_allclose(found, scored_alone(model, processor, row, task), rtol=1e-5, atol=1e-5)
 
 
 def test_a_model_has_no_score_where_a_row_does_not_fit(model, processor):
-    scores = raw_scores(ModelSystem("model", model, processor), [make_row(0), make_row(1, mention_image=None)])
+    scores = score_candidates(ModelSystem("model", model, processor), [make_row(0), make_row(1, mention_image=None)])
     assert [one is None for one in scores["i2i"]] == [False, True]
     assert [one is None for one in scores["t2i"]] == [False, False]
     found = evaluate([ModelSystem("model", model, processor)], lacking_pictures())
@@ -292,9 +273,9 @@ def test_rows_are_scored_alike_together_and_one_by_one(model, processor):
     )
     for rows in ([one, other], [other, one]):
         system = ModelSystem("model", model, processor)
-        separate = [raw_scores(system, [row]) for row in rows]
+        separate = [score_candidates(system, [row]) for row in rows]
         expected = {name: [each[name][0] for each in separate] for name in TASKS}
-        assert_same_scores(raw_scores(system, rows), expected)
+        assert_same_scores(score_candidates(system, rows), expected)
 
 
 def test_rows_that_have_nothing_to_score_are_left_out(model, processor):
