@@ -240,31 +240,37 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _add_evaluate(commands: Any) -> None:
-    parser = _command(commands, "evaluate", "measure a model beside the baselines on the nine tasks", _evaluate)
-    parser.add_argument("model", help="folder or Hub id of a saved model")
+    parser = _command(commands, "evaluate", "measure models beside the baselines, and write a report", _evaluate)
+    parser.add_argument("models", nargs="+", help="folders or Hub ids of saved models, or of plain CLIPs")
     parser.add_argument("--data", required=True, help="folder or Hub id of a built dataset")
     parser.add_argument("--split", default="test", help="which rows")
-    parser.add_argument("--output", type=Path, default=Path("runs/evaluate"), help="folder for the report")
+    parser.add_argument("--tasks", nargs="+", metavar="TASK", help="which tasks; default: all nine, or it2it in a base")
+    parser.add_argument(
+        "--against",
+        choices=("candidates", "knowledge-base"),
+        help="rank among each mention's own candidates (default, where there are some) or among all entities",
+    )
+    parser.add_argument(
+        "--nil", choices=("drop", "miss", "entity"), default="drop", help="what mentions of no entity count as"
+    )
+    parser.add_argument("--nil-score", type=float, help="the score of NIL, where it is an entity")
+    parser.add_argument(
+        "--output", type=Path, default=Path("runs/evaluate"), help="folder for the report and all counts"
+    )
+    parser.add_argument("--cache-dir", type=Path, help="keep encoded entities here for the next time")
 
 
 def _evaluate(options: argparse.Namespace) -> None:
     from rich.console import Console
 
-    from m3el_hf.evaluation.measure import measure
-    from m3el_hf.evaluation.run_report import RunReport, software
-    from m3el_hf.sources import load_built, load_model
+    from m3el_hf.evaluation_run import EvaluationOptions, run_evaluation
 
     _hush()
-    model, processor = load_model(options.model)
-    data = load_built(options.data)
-    if options.split not in data:
-        raise M3ELError(f"{options.data} has no split {options.split!r}: it has {', '.join(data)}")
-    table = measure(model, processor, data[options.split], progress=True)
-    provenance = {"data": options.data, "split": options.split, "model": options.model, **software()}
-    report = RunReport(f"{options.model} on {options.data}, {options.split}", table, provenance)
-    report.save(options.output)
-    Console().print(report.to_rich())
-    print(f"report: {options.output / 'report.html'}")
+    values = {field.name: getattr(options, field.name) for field in fields(EvaluationOptions)}
+    report = run_evaluation(EvaluationOptions(**values))
+    if report is not None:
+        Console().print(report.to_rich())
+        print(f"report: {options.output / 'report.html'}")
 
 
 def _add_link(commands: Any) -> None:

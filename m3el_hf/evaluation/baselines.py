@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from abc import ABC, abstractmethod
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -42,7 +43,35 @@ def baselines(entities: Iterable[EntityRow]) -> tuple[System, ...]:
     return (Chance(), StringMatch("token"), StringMatch("character"), BM25(entities), ImageHash())
 
 
-class Chance:
+class Baseline(ABC):
+    """A system that compares a pair alike whatever the task, and keeps nothing of what it encodes."""
+
+    name: str
+    fingerprint = None
+
+    def score(self, mentions: Any, entities: Any, tasks: Sequence[Task]) -> Scores:
+        """Returns `compare`'s scores once a task, ``[T, B, N]``."""
+        scores = self.compare(mentions, entities)
+        return np.broadcast_to(scores, (len(tasks), *scores.shape))
+
+    @abstractmethod
+    def compare(self, mentions: Any, entities: Any) -> Scores:
+        """Scores ``[B, N]`` encoded mentions against encoded entities."""
+
+    @abstractmethod
+    def can_do(self, task: Task) -> bool:
+        """As `System.can_do`, and so are the others."""
+
+    @abstractmethod
+    def encode_mentions(self, rows: Sequence[Row]) -> Any:
+        """Encodes B mentions."""
+
+    @abstractmethod
+    def encode_entities(self, entities: Sequence[EntityRow]) -> Any:
+        """Encodes N entities."""
+
+
+class Chance(Baseline):
     """Scores all entities alike; ties count as chance."""
 
     name = "chance"
@@ -59,7 +88,7 @@ class Chance:
         """Returns zeros ``[N]``."""
         return np.zeros(len(entities))
 
-    def score(self, mentions: NDArray[np.float64], entities: NDArray[np.float64], task: Task) -> Scores:
+    def compare(self, mentions: NDArray[np.float64], entities: NDArray[np.float64]) -> Scores:
         """Returns zeros ``[B, N]``."""
         return np.zeros((len(mentions), len(entities)))
 
@@ -110,7 +139,7 @@ class Bags:
         return (weights @ others.weights.T).toarray()
 
 
-class _TextSystem:
+class _TextBaseline(Baseline):
     """What the matches of strings share: which tasks they do, and what they read."""
 
     def can_do(self, task: Task) -> bool:
@@ -118,7 +147,7 @@ class _TextSystem:
         return task.mention.has_text and task.candidate.has_text
 
 
-class StringMatch(_TextSystem):
+class StringMatch(_TextBaseline):
     """Overlap of the mention's name and context with the entity's name and description: Dice coefficient of two sets.
 
     Args:
@@ -140,7 +169,7 @@ class StringMatch(_TextSystem):
         """Encodes the names and descriptions of N entities."""
         return self._encode(_entity_text(entity) for entity in entities)
 
-    def score(self, mentions: Bags, entities: Bags, task: Task) -> Scores:
+    def compare(self, mentions: Bags, entities: Bags) -> Scores:
         """Returns the overlaps ``[B, N]``, 0 to 1; 0 where a text is empty."""
         return 2 * mentions.product(entities) / np.maximum(1, np.add.outer(mentions.sizes, entities.sizes))
 
@@ -148,7 +177,7 @@ class StringMatch(_TextSystem):
         return Bags.of([dict.fromkeys(self._terms(text), 1.0) for text in texts])
 
 
-class BM25(_TextSystem):
+class BM25(_TextBaseline):
     """BM25 with the mention's name and context as the query, and the entity's name and description as the document.
 
     A document of ``length`` words scores, over the query's words (a word that it has twice counts twice), the sum of
@@ -192,7 +221,7 @@ class BM25(_TextSystem):
         """Weighs the words of N entities."""
         return Bags.of([self._weigh(tokens(_entity_text(entity))) for entity in entities])
 
-    def score(self, mentions: Bags, entities: Bags, task: Task) -> Scores:
+    def compare(self, mentions: Bags, entities: Bags) -> Scores:
         """Returns the scores ``[B, N]``, at least 0."""
         return mentions.product(entities)
 
@@ -204,7 +233,7 @@ class BM25(_TextSystem):
         }
 
 
-class ImageHash:
+class ImageHash(Baseline):
     """Cosine of 8 x 8 colour thumbnails, each centred on its mean."""
 
     name = "image hash"
@@ -221,7 +250,7 @@ class ImageHash:
         """Returns thumbnails ``[N, 192]``; zeros where there is no picture."""
         return _thumbnails([entity.image for entity in entities])
 
-    def score(self, mentions: NDArray[np.uint8], entities: NDArray[np.uint8], task: Task) -> Scores:
+    def compare(self, mentions: NDArray[np.uint8], entities: NDArray[np.uint8]) -> Scores:
         """Returns the cosines ``[B, N]``; 0 where a thumbnail has but one value."""
         one, other = _centred(mentions), _centred(entities)
         lengths = np.sqrt(np.multiply.outer((one * one).sum(1), (other * other).sum(1)))

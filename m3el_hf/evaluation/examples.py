@@ -43,11 +43,8 @@ def errors(evaluation: Evaluation, system: System, rows: Dataset | Sequence[Row]
         return []
     scores = score_candidates(system, list(chosen.values()), [get_task(task) for task in wanted])
     place = {number: position for position, number in enumerate(numbers)}
-    return [
-        example(chosen[number], task, system.name, scores[task][place[number]])
-        for task, some in wanted.items()
-        for number in some
-    ]
+    pairs = [(number, task, scores[task][place[number]]) for task, some in wanted.items() for number in some]
+    return [example(chosen[number], task, system.name, own) for number, task, own in pairs if own is not None]
 
 
 def example(row: Row, task: str, system: str, scores: Scores) -> Example:

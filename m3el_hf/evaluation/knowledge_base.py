@@ -142,7 +142,8 @@ class _Base:
         Raises:
             M3ELError: If an entity stands twice: which of the two would be the gold?
         """
-        wanted, found, numbers = set(qids), {}, []
+        wanted, numbers = set(qids), []
+        found: dict[str, int] = {}
         for start in range(0, len(self), 10_000):
             column = self._entities[start : start + 10_000]["qid"]
             numbers.append(np.array([hash(qid) for qid in column]))

@@ -18,6 +18,11 @@ from m3el_hf.tasks import TASKS, Task
 
 MODEL, CONTROL = "model", "mention-blind control"
 
+CONTROL_NOTE = (
+    "The mention-blind control replaces every mention by the average mention: it must sit at chance, and how far it "
+    "does not is the size of a shortcut."
+)
+
 
 def measure(
     models: Sequence[ModelSystem],
@@ -36,8 +41,7 @@ def measure(
     Raises:
         M3ELError: As `evaluate` does.
     """
-    systems: list[System] = [*baselines(described(rows)), *models]
-    systems.append(MentionBlind(CONTROL, models[-1], average_mention(models[-1], rows, accelerator)))
+    systems = beside(models, rows, baselines(described(rows)), accelerator)
     return evaluate(
         systems,
         rows,
@@ -49,13 +53,20 @@ def measure(
     )
 
 
+def beside(
+    models: Sequence[ModelSystem], rows: Dataset, others: Sequence[System], accelerator: Accelerator | None = None
+) -> list[System]:
+    """Returns the baselines, the models and the last model's control, in the order of the tables."""
+    return [*others, *models, MentionBlind(CONTROL, models[-1], average_mention(models[-1], rows, accelerator))]
+
+
 def described(rows: Dataset) -> Iterator[EntityRow]:
     """Yields the texts of all candidates, each description once, without pictures."""
     columns = ["candidate_qids", "candidate_names", "candidate_descriptions"]
     seen: set[EntityRow] = set()
     for row in rows.select_columns(columns):
-        for texts in zip(*(row[column] for column in columns), strict=True):
-            entity = EntityRow(*texts, image=None)
+        for qid, name, description in zip(*(row[column] for column in columns), strict=True):
+            entity = EntityRow(qid, name, description, None)
             if entity not in seen:
                 seen.add(entity)
                 yield entity

@@ -124,11 +124,10 @@ class Evaluation:
             task: The task; None for the mean over tasks.
             figure: ``"accuracy"`` or ``"mrr"``.
         """
-        pair = [self._values(system, task, figure) for system in (one, other)]
-        if pair[0] is None or pair[1] is None:
+        mine, theirs = (self._values(system, task, figure) for system in (one, other))
+        if mine is None or theirs is None:
             return None
-        (rows, mine), (_, others) = pair
-        return paired_difference(mine, others, self.facts["gold"][rows])
+        return paired_difference(mine[1], theirs[1], self.facts["gold"][mine[0]])
 
     def deleaked(self, task: str) -> Mask:
         """Which rows do not give the gold away by the mention's picture being the gold's own, ``[n]``."""

@@ -35,7 +35,7 @@ def entities_of(texts: Sequence[tuple[str | None, str | None]], image: Any = Non
 
 def scored(system: System, mentions: Sequence[Row], entities: Sequence[EntityRow]) -> Scores:
     task = next(task for task in TASKS.values() if system.can_do(task))
-    return system.score(system.encode_mentions(mentions), system.encode_entities(entities), task)
+    return system.score(system.encode_mentions(mentions), system.encode_entities(entities), [task])[0]
 
 
 def drawn(*quarters: tuple[int, int, int], size: int = 40) -> dict[str, Any]:
@@ -152,11 +152,10 @@ def test_what_is_encoded_is_indexed_by_rows(system):
         lambda encode, side: encode(side), (system.encode_mentions, system.encode_entities), everything()
     )
     rows, columns = np.array([4, 0, 4]), np.array([2, 1])
-    task = TASKS["it2it"]
     assert (len(mentions), len(mentions[rows]), len(entities[columns])) == (10, 3, 2)
-    expected = system.score(mentions, entities, task)
-    assert np.array_equal(system.score(mentions[rows], entities[columns], task), expected[np.ix_(rows, columns)])
-    assert np.array_equal(system.score(mentions[2:4], entities[5:], task), expected[2:4, 5:])
+    expected = system.compare(mentions, entities)
+    assert np.array_equal(system.compare(mentions[rows], entities[columns]), expected[np.ix_(rows, columns)])
+    assert np.array_equal(system.compare(mentions[2:4], entities[5:]), expected[2:4, 5:])
 
 
 @by_name
