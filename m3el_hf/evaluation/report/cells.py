@@ -107,9 +107,13 @@ def heading(table: DataTable, column: Column) -> str:
 
 
 def setting_line(table: DataTable) -> str:
-    """How a table was measured, in one line, with what is the same for all figures: their unit, and n."""
+    """How a table was measured, in one line, with what holds for all figures: their unit, and n if it is one."""
     unit = common_unit(table)
-    parts = (f"in {unit}" if unit else "", table.setting.line(), counts(table).line)
+    has_deviation = any(
+        isinstance(value, Estimate) and value.deviation is not None for row in table.rows for value in row
+    )
+    spread = "± standard deviation over seeds" if has_deviation else ""
+    parts = (f"in {unit}" if unit else "", table.setting.line(), counts(table).line, spread)
     return " · ".join(part for part in parts if part)
 
 

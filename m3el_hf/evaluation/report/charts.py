@@ -11,7 +11,7 @@ import matplotlib
 import numpy as np
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, NullFormatter
 from numpy.typing import NDArray
 
 from m3el_hf.evaluation.report.cells import DASH, number, text
@@ -250,6 +250,7 @@ def _lines(table: DataTable, series: list[Series], axes: Any, ink: Ink) -> None:
     elif x.min() > 0 and x.max() > 100 * x.min():  # over two decades
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: number(round(value) if value >= 1 else value)))
+        axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel(" in ".join(part for part in (table.columns[0].name, table.columns[0].unit) if part))
     axes.set_ylabel(_measure(table, series))
     axes.grid(axis="y", color=ink.line, alpha=0.25, linewidth=0.6)

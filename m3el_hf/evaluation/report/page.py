@@ -117,7 +117,10 @@ def _shown(table: DataTable) -> Shown:
         drawn = [_data_url("svg+xml", charts.svg(table, ink)) for ink in (charts.LIGHT, charts.DARK)]
         chart = (charts.about(table), drawn[0], drawn[1])
     rows_and_means = tuple(shown[:body]), tuple(shown[body:])
-    return Shown(table, columns, *rows_and_means, common_unit(table), setting_line(table), chart)
+    setting = setting_line(table)
+    if any(interval(value) for row in rows for value in row):
+        setting += " · small type: 95 % intervals"
+    return Shown(table, columns, *rows_and_means, common_unit(table), setting, chart)
 
 
 def _cell(value: Value, column: Column, place: int | None, own_n: bool) -> Cell:

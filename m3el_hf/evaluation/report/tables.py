@@ -19,6 +19,7 @@ from rich.text import Text
 from m3el_hf.data.card import plain
 from m3el_hf.errors import one_line
 from m3el_hf.evaluation.report.cells import (
+    DASH,
     counts,
     described,
     deviation,
@@ -147,23 +148,22 @@ def _escaped(words: str) -> str:
 def _rich_table(table: DataTable) -> RichTable:
     columns, rows = _shown(table)
     caption = [setting_line(table)]
-    names = [Text(row[0]) for row in rows]
     shown = RichTable(title=Text(table.title), box=box.SIMPLE_HEAD, pad_edge=False)
-    # Headings break at every space and rows' names between words, so that the table fits 80 columns and no figure is cut.
+    # Headings break at every space and rows' names between words: the table fits 80 columns, and no figure is cut.
     widest = max((len(word) for row in rows for word in row[0].split()), default=0)
     shown.add_column(Text(heading(table, columns[0])), min_width=widest)
     for column in columns[1:]:
         shown.add_column(Text(heading(table, column).replace(" ", "\n")), justify="right", no_wrap=True)
-    for place, (name, row) in enumerate(zip(names, rows, strict=True)):
-        cells = row[1:]
-        for order, cell in enumerate(cells):
-            if len(cell) > MOST_IN_CELL:  # words in place of a figure
-                caption.append(f"{row[0]}: {cell}")
-                cells[order] = DASH
+    for place, (name, *cells) in enumerate(rows):
+        # Words in place of a figure are too long for a narrow column.
+        caption += [f"{name}: {cell}" for cell in cells if len(cell) > MOST_IN_CELL]
         if place == len(table.body):
             shown.add_section()
-        style = "bold" if place >= len(table.body) else None
-        shown.add_row(name, *map(Text, cells), style=style)
+        shown.add_row(
+            Text(name),
+            *(Text(cell if len(cell) <= MOST_IN_CELL else DASH) for cell in cells),
+            style="bold" if place >= len(table.body) else None,
+        )
     shown.caption = Text("\n".join(caption))
     return shown
 
