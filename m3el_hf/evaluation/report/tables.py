@@ -1,0 +1,210 @@
+"""The figures of a report for cards, papers, machines and terminals."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from numbers import Integral, Real
+from typing import Any
+
+from rich import box
+from rich.console import Group
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from m3el_hf.data.card import plain
+from m3el_hf.errors import one_line
+from m3el_hf.evaluation.report.cells import (
+    DASH,
+    counts,
+    described,
+    deviation,
+    heading,
+    number,
+    setting_line,
+    text,
+    with_counts,
+)
+from m3el_hf.evaluation.report.document import SHARE, Column, DataTable, Estimate, Example, Report, Value
+
+FIELDS = ("report", "table", "row", "column", "unit", "value", "low", "high", "n", "deviation")
+SETTING_FIELDS = ("split", "protocol", "ties", "seed")
+
+MOST_IN_CELL = 20
+"""Longer texts stand below a table in a terminal; a figure with its deviation and n is shorter."""
+
+_LATEX = {sign: f"\\{sign}" for sign in "{}$&#%_"} | {
+    "\\": r"\textbackslash{}",
+    "^": r"\textasciicircum{}",
+    "~": r"\textasciitilde{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    '"': r"\textquotedbl{}",
+    "[": "{[}",  # at the start of a row it would be an option of the line break before
+    "−": "$-$",
+    "–": "--",
+    "±": r"$\pm$",
+}
+
+
+def markdown(report: Report, level: int) -> str:
+    """All but the examples; ``level`` is that of the title."""
+    mark = "#" * level
+    parts = [f"{mark} {plain(report.title)}", plain(report.question)]
+    parts += ["\n".join(f"- {plain(answer)}" for answer in report.answers)]
+    parts += [plain(note) for note in report.notes]
+    for table in report.tables:
+        parts += [f"{mark}# {plain(table.title)}", plain(table.about), plain(setting_line(table)), _pipes(table)]
+    if report.provenance:
+        parts += [f"{mark}# Where the figures come from"]
+        parts += ["\n".join(f"- {plain(name)}: {plain(described(it))}" for name, it in report.provenance.items())]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def latex(report: Report) -> str:
+    """A ``tabular`` a table, with its setting and what it comes from in comments above."""
+    return "\n".join(_tabular(report, table) for table in report.tables)
+
+
+def csv_text(report: Report) -> str:
+    """One row a cell; what is shown in percent is a share here, and says so."""
+    file = io.StringIO(newline="")
+    writer = csv.writer(file)
+    writer.writerow((*FIELDS, *SETTING_FIELDS))
+    for table in report.tables:
+        setting = [getattr(table.setting, name) for name in SETTING_FIELDS]
+        for row in table.rows:
+            name = row[0].value if isinstance(row[0], Estimate) else row[0]
+            for column, value in zip(table.columns[1:], row[1:], strict=True):
+                known = list(asdict(value).values()) if isinstance(value, Estimate) else [value, *[None] * 4]
+                writer.writerow((report.title, table.key, name, column.name, _unit(column), *known, *setting))
+    return file.getvalue()
+
+
+def json_text(report: Report) -> str:
+    """Everything but pictures, of which it says where there are some; shares are shares, and say so."""
+    whole = {
+        **vars(report),
+        "tables": [_table(table) for table in report.tables],
+        "examples": [_without_pictures(example) for example in report.examples],
+    }
+    return json.dumps(_simple(whole), ensure_ascii=False, indent=1) + "\n"
+
+
+def rich_group(report: Report) -> Group:
+    """The answers and the first table."""
+    answers = [Text(f"• {answer}") for answer in report.answers]
+    tables = [_rich_table(table) for table in report.tables[:1]]
+    return Group(Text(report.title, style="bold"), *answers, *tables)
+
+
+def _shown(table: DataTable) -> tuple[tuple[Column, ...], list[list[str]]]:
+    """The columns and, as text without intervals, the rows; n is beside a figure that has one of its own."""
+    columns, rows = with_counts(table)
+    own_n = counts(table).in_cells
+
+    def written(value: Value, unit: str) -> str:
+        parts = [text(value, unit), deviation(value, unit)]
+        if own_n and isinstance(value, Estimate) and value.n is not None:
+            parts.append(f"(n {number(value.n)})")
+        return " ".join(part for part in parts if part)
+
+    return columns, [[written(value, column.unit) for column, value in zip(columns, row, strict=True)] for row in rows]
+
+
+def _pipes(table: DataTable) -> str:
+    columns, rows = _shown(table)
+    lines = [[plain(heading(table, column)) for column in columns], ["---", *["---:"] * (len(columns) - 1)]]
+    lines += [[plain(cell) for cell in row] for row in rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _tabular(report: Report, table: DataTable) -> str:
+    columns, rows = _shown(table)
+    versions = described(report.provenance.get("versions", {}))
+    comments = [table.title, setting_line(table), versions]
+    head = [f"% {one_line(comment)}" for comment in comments if comment]
+    lines = [
+        " & ".join(map(_escaped, cells)) + r" \\" for cells in [[heading(table, column) for column in columns], *rows]
+    ]
+    body = len(table.body) + 1
+    means = [r"\midrule", *lines[body:]] if lines[body:] else []
+    begin = rf"\begin{{tabular}}{{l{'r' * (len(columns) - 1)}}}"
+    parts = [*head, begin, r"\toprule", lines[0], r"\midrule", *lines[1:body], *means, r"\bottomrule"]
+    return "\n".join([*parts, r"\end{tabular}"]) + "\n"
+
+
+def _escaped(words: str) -> str:
+    """Text as LaTeX takes it as text."""
+    line = one_line("".join(letter if letter.isprintable() else " " for letter in words))
+    return "".join(_LATEX.get(letter, letter) for letter in line)
+
+
+def _rich_table(table: DataTable) -> RichTable:
+    columns, rows = _shown(table)
+    caption = [setting_line(table)]
+    shown = RichTable(title=Text(table.title), box=box.SIMPLE_HEAD, pad_edge=False)
+    # Headings break at every space and rows' names between words: the table fits 80 columns, and no figure is cut.
+    widest = max((len(word) for row in rows for word in row[0].split()), default=0)
+    shown.add_column(Text(heading(table, columns[0])), min_width=widest)
+    for column in columns[1:]:
+        shown.add_column(Text(heading(table, column).replace(" ", "\n")), justify="right", no_wrap=True)
+    for place, (name, *cells) in enumerate(rows):
+        # Words in place of a figure are too long for a narrow column.
+        caption += [f"{name}: {cell}" for cell in cells if len(cell) > MOST_IN_CELL]
+        if place == len(table.body):
+            shown.add_section()
+        shown.add_row(
+            Text(name),
+            *(Text(cell if len(cell) <= MOST_IN_CELL else DASH) for cell in cells),
+            style="bold" if place >= len(table.body) else None,
+        )
+    shown.caption = Text("\n".join(caption))
+    return shown
+
+
+def _unit(column: Column) -> str:
+    return "share" if column.unit == SHARE else column.unit
+
+
+def _table(table: DataTable) -> dict[str, Any]:
+    names = [column.name for column in table.columns]
+    rows = [
+        {
+            "cells": {
+                name: asdict(value) if isinstance(value, Estimate) else value
+                for name, value in zip(names, row, strict=True)
+            },
+            "tags": table.tags[place] if table.tags else {},
+            "is_summary": place >= len(table.body),
+        }
+        for place, row in enumerate(table.rows)
+    ]
+    columns = [{**vars(column), "unit": _unit(column)} for column in table.columns]
+    kept = {name: value for name, value in vars(table).items() if name not in ("tags", "summary_rows")}
+    return {**kept, "setting": vars(table.setting), "columns": columns, "rows": rows}
+
+
+def _without_pictures(example: Example) -> dict[str, Any]:
+    candidates = [{**vars(one), "picture": one.picture is not None} for one in example.candidates]
+    return {**vars(example), "picture": example.picture is not None, "candidates": candidates}
+
+
+def _simple(value: Any) -> Any:
+    """What JSON can hold: other things as text, numbers of NumPy as numbers."""
+    if isinstance(value, Mapping):
+        return {str(name): _simple(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_simple(one) for one in value]
+    if value is None or isinstance(value, str | bool):
+        return value
+    if isinstance(value, Integral):
+        return int(value)
+    if isinstance(value, Real) and math.isfinite(value):
+        return float(value)
+    return str(value)
