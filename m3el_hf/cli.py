@@ -299,20 +299,48 @@ def _link(options: argparse.Namespace) -> None:
 
 
 def _add_push(commands: Any) -> None:
-    parser = _command(commands, "push", "publish a saved model, with its card", _push)
-    parser.add_argument("folder", type=Path, help="folder of a saved model")
-    _add_push_options(parser)
+    parser = _command(commands, "push", "publish a saved model with its card, or the metric", _push)
+    folder = parser.add_argument("folder", type=Path, help="folder of a saved model")
+    repository = _add_push_options(parser)
+    parser.add_argument(
+        "--metric",
+        metavar="user/name",
+        action=_InsteadOf,
+        replaced=(folder, repository),
+        help="publish the package's metric as this Space, for evaluate.load; takes no folder",
+    )
 
 
-def _add_push_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("repo_id", help="user/name on the Hub; created if it does not exist")
+class _InsteadOf(argparse.Action):
+    """An option that is given instead of positional arguments: made optional, those could not have options between."""
+
+    def __init__(self, *, replaced: Sequence[argparse.Action], **options: Any) -> None:
+        super().__init__(**options)
+        self.replaced = replaced
+
+    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: Any = None) -> None:
+        setattr(namespace, self.dest, values)
+        for action in self.replaced:
+            action.required = False
+
+
+def _add_push_options(parser: argparse.ArgumentParser) -> argparse.Action:
+    repository = parser.add_argument("repo_id", help="user/name on the Hub; created if it does not exist")
     parser.add_argument("--private", action="store_true", help="make a new repository private")
+    return repository
 
 
 def _push(options: argparse.Namespace) -> None:
     from m3el_hf.hub.push import push_folder
 
-    print(push_folder(options.folder, options.repo_id, private=options.private))
+    if options.metric is None:
+        print(push_folder(options.folder, options.repo_id, private=options.private))
+        return
+    if options.folder is not None:
+        raise M3ELError("push either a folder or the metric: --metric user/name takes no folder")
+    from m3el_hf.metrics import LINKING_ACCURACY
+
+    print(push_folder(LINKING_ACCURACY, options.metric, repo_type="space", private=options.private))
 
 
 if __name__ == "__main__":

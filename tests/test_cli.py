@@ -84,6 +84,9 @@ def test_build_reports_what_it_left_out(tmp_path, capsys):
         (["link", "--model", "{model}", "--knowledge-base", "{store}"], "nothing to link"),
         (["link", "--model", "{model}", "--knowledge-base", "{store}", "--image", "{store}/README.md"], "README.md"),
         (["push", "{tmp}", "user/x"], "no config.json"),
+        (["push", "{tmp}", "--private", "user/x"], "no config.json"),
+        (["push", "{tmp}", "--metric", "user/linking_accuracy"], "either a folder or the metric"),
+        (["push", "--metric", "user/x"], "name the repository user/linking_accuracy"),
     ],
 )
 def test_a_mistake_gets_one_line_and_status_2(command, says, tmp_path, store, saved, capsys):

@@ -59,14 +59,14 @@ def gold_counts(
     flat, starts = _flattened(scores, np.float64, "scores")
     sizes = np.diff(starts)
     golds = _indices(references, sizes)
-    row = np.repeat(np.arange(len(sizes)), sizes)
     real = np.ones(len(flat), bool)
     if mask is not None:
         real, mask_starts = _flattened(mask, np.bool_, "mask")
         if not np.array_equal(mask_starts, starts):
             raise M3ELError(f"the mask and the scores differ in their shape{_first_difference(starts, mask_starts)}")
     if (bad := real & (np.isnan(flat) | np.isposinf(flat))).any():
-        raise M3ELError(f"row {row[bad.argmax()]} has a NaN or infinite score: it has no rank")
+        row = np.searchsorted(starts, bad.argmax(), side="right") - 1
+        raise M3ELError(f"row {row} has a NaN or infinite score: it has no rank")
     candidates = _sums(real, starts)
     if nil_score is None and not candidates.all():
         raise M3ELError(f"row {candidates.argmin()} has no candidates: every row needs at least one")
@@ -79,7 +79,7 @@ def gold_counts(
     if nil is not None:
         candidates = candidates + 1
         present, gold_scores = present | (golds < 0), np.where(golds < 0, nil, gold_scores)
-    against = gold_scores[row]
+    against = np.repeat(gold_scores, sizes)
     greater, equal = _sums(real & (flat > against), starts), _sums(real & (flat == against), starts)
     if nil is not None:
         greater, equal = greater + (nil > gold_scores), equal + (nil == gold_scores)
