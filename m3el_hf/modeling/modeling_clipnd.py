@@ -68,7 +68,8 @@ class ClipNDModel(ClipNDPreTrainedModel):
 
     - Head ``clip``: the unit vector of the sum of a side's unit CLIP vectors; cosine times the learned scale (CLIPND,
       arXiv 2410.18096).
-    - Head ``matching``: `MatchingHead` (arXiv 2412.10440); a pair that shares no modality is scored by ``clip``.
+    - Head ``matching``: `MatchingHead` (arXiv 2412.10440); a pair that none of its branches can score, as
+      where the two share no modality, is scored by ``clip``.
     - Head ``pooled``: as ``clip``, with the unit vectors of `PoolingHead` in place of CLIP's (arXiv 2108.02456).
 
     Example:
@@ -292,7 +293,7 @@ class ClipNDModel(ClipNDPreTrainedModel):
             return total, torch.zeros_like(total)
         branches, bounds = self.matching.factorised(mentions, entities)
         shared = _shared(mentions, entities)
-        total = self._with_clip(self.matching.combine(branches, *shared), shared, mentions, entities).total
+        total = self._with_clip(self.matching.combine(branches, *shared), mentions, entities).total
         bound = self.matching.combine(bounds, *shared).total
         return total, bound.masked_fill(bound == -math.inf, 0.0)  # where clip scores the pair, or nothing does
 
@@ -300,15 +301,12 @@ class ClipNDModel(ClipNDPreTrainedModel):
         if self.config.head != "matching":
             cosine = self._cosine(mentions, entities)
             return mean_of_present({self.config.head: cosine}, {self.config.head: _shown(mentions, entities)})
-        shared = _shared(mentions, entities)
-        scores = self.matching.combine(branches or self.matching.branches(mentions, entities), *shared)
-        return self._with_clip(scores, shared, mentions, entities)
+        branches = branches or self.matching.branches(mentions, entities)
+        return self._with_clip(self.matching.combine(branches, *_shared(mentions, entities)), mentions, entities)
 
-    def _with_clip(
-        self, scores: MatchingScores, shared: tuple[Tensor, Tensor], mentions: Encoded, entities: Encoded
-    ) -> MatchingScores:
-        """Gives the pairs that share neither text nor picture the score of the head ``clip``."""
-        apart = _shown(mentions, entities) & ~(shared[0] | shared[1])
+    def _with_clip(self, scores: MatchingScores, mentions: Encoded, entities: Encoded) -> MatchingScores:
+        """Gives the pairs that no branch can score the score of the head ``clip``."""
+        apart = _shown(mentions, entities) & _unscored(scores)
         return _fill(scores, apart, self._cosine(mentions, entities) if apart.any() else scores.total)
 
     def _cosine(self, mentions: Encoded, entities: Encoded) -> Tensor:
@@ -406,7 +404,8 @@ class ClipNDModel(ClipNDPreTrainedModel):
             return mean_of_present({self.config.head: cosine}, {self.config.head: shown})
         texts, images = _shared(one, asked)
         shared = texts & views[:, 2:3], images & views[:, 3:]
-        return _fill(self.matching.combine(branches, *shared), shown & ~(shared[0] | shared[1]), cosine)
+        scores = self.matching.combine(branches, *shared)
+        return _fill(scores, shown & _unscored(scores), cosine)
 
     def _encode_side(
         self,
@@ -489,6 +488,11 @@ def _shared(mentions: Encoded, entities: Encoded) -> tuple[Tensor, Tensor]:
 def _shown(mentions: Encoded, entities: Encoded) -> Tensor:
     """Of which pairs both sides show something; bool ``[B, N]``."""
     return (mentions.has_text | mentions.has_image).unsqueeze(1) & (entities.has_text | entities.has_image)
+
+
+def _unscored(scores: MatchingScores) -> Tensor:
+    """Which pairs no branch can score; bool ``[B, N]``."""
+    return scores.total == -math.inf
 
 
 def _fill(scores: MatchingScores, apart: Tensor, cosine: Tensor) -> MatchingScores:
