@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ def evaluate(
     rows: Dataset | Sequence[Row],
     tasks: Sequence[Task] = tuple(TASKS.values()),
     *,
+    change: Callable[[Row], Row] | None = None,
     training: Dataset | None = None,
     cache_dir: Path | None = None,
     accelerator: Accelerator | None = None,
@@ -52,6 +53,8 @@ def evaluate(
         systems: With names that differ.
         rows: Rows of `m3el_hf.data.schema.ROW_FEATURES`; a sequence has its pictures as bytes.
         tasks: The tasks; all nine by default.
+        change: What is done to a row before systems see it, such as a condition of `m3el_hf.experiments`. Whether a row
+            fits a task is asked of it as it was; what then shows nothing of a task is scored as all alike.
         training: The rows that the systems were trained on, to tell golds that are known from others; None where
             nobody knows them.
         cache_dir: Where encoded entities are kept for the next time; None to keep none.
@@ -63,7 +66,7 @@ def evaluate(
         M3ELError: If there are no rows, two have the same id, two systems the same name, or a score is NaN or +inf.
     """
     share = Share(accelerator)
-    asked = _Asked(undecoded(rows) if isinstance(rows, Dataset) else rows, tasks)
+    asked = _Asked(undecoded(rows) if isinstance(rows, Dataset) else rows, tasks, change)
     check_names(systems)
     with share.folder(cache_dir) as folder:
         chunks = Chunks(asked.read, asked.chunk_count, EncodedStore(folder))
@@ -111,10 +114,10 @@ FACTS = ("id", "topic", "answer_qid", "mention_image_is_gold")
 class _Asked:
     """What is asked of each row: the tasks that it fits, and where its candidates stand among all that differ."""
 
-    def __init__(self, rows: Sequence[Row], tasks: Sequence[Task]) -> None:
+    def __init__(self, rows: Sequence[Row], tasks: Sequence[Task], change: Callable[[Row], Row] | None = None) -> None:
         if not len(rows):
             raise M3ELError("no rows to evaluate: choose a split that has some")
-        self.rows = rows
+        self._rows, self._change = rows, change
         self.facts: list[dict[str, Any]] = []
         self.fitting: dict[str, NDArray[np.bool_]] = {task.name: np.zeros(len(rows), bool) for task in tasks}
         self.missing: dict[str, dict[str, int]] = {task.name: Counter() for task in tasks}
@@ -131,7 +134,8 @@ class _Asked:
                 if reason is not None:
                     self.missing[task.name][reason] += 1
             if any(fits[number] for fits in self.fitting.values()):
-                self.positions.append(self._positions(number, candidates_of(row), known))
+                shown = row if change is None else change(row)
+                self.positions.append(self._positions(number, candidates_of(shown), known))
             else:
                 self.positions.append(np.zeros(0, np.int64))
         self.missing = {task: dict(reasons) for task, reasons in self.missing.items()}
@@ -146,6 +150,11 @@ class _Asked:
             positions.append(position)
         return np.array(positions)
 
+    def row(self, number: int) -> Row:
+        """A row as systems see it."""
+        row = self._rows[number]
+        return row if self._change is None else self._change(row)
+
     @property
     def chunk_count(self) -> int:
         return -(-len(self._places) // CHUNK)
@@ -156,7 +165,7 @@ class _Asked:
         entities = []
         for row, place in self._places[number * CHUNK : (number + 1) * CHUNK]:
             if row not in rows:
-                rows = {row: candidates_of(self.rows[row])}
+                rows = {row: candidates_of(self.row(row))}
             entities.append(rows[row][place])
         return entities
 
@@ -190,7 +199,7 @@ class _Measuring:
                 bar.update()
             share.wait()
             for batch in batches:
-                rows = [self.asked.rows[number] for number in batch]
+                rows = [self.asked.row(number) for number in batch]
                 counted: Counted = {}
                 for system, fingerprint in zip(self.systems, fingerprints, strict=True):
                     counted |= self._count(system, fingerprint, batch, rows)
