@@ -8,6 +8,7 @@ import pytest
 
 from m3el_hf import ClipNDProcessor
 from m3el_hf.cli import main
+from m3el_hf.evaluation.outcomes import Evaluation
 from m3el_hf.sources import load_model
 from tests.conftest import instance, tiny_model, write_release
 
@@ -114,7 +115,14 @@ def test_train_evaluate_and_link_follow_each_other(kind, store, tmp_path, capsys
     model = str(tmp_path / "best")
     assert main(["evaluate", model, "--data", str(store), "--output", str(tmp_path / "report")]) == 0
     results = json.loads((tmp_path / "report" / "results.json").read_text())
-    assert set(results["cells"]) == {"chance", "string match", "image hash", "model", "mention-blind control"}
+    names = [column["name"] for column in results["tables"][0]["columns"]]
+    assert {"chance", "BM25", "image hash", "model", "mention-blind control"} < set(names)
+    again = Evaluation.load(tmp_path / "report")
+    assert (again.protocol, len(again)) == ("candidate set", results["tables"][0]["rows"][0]["cells"]["n"])
+    base = ["--against", "knowledge-base", "--tasks", "t2t", "it2it", "--cache-dir", str(tmp_path / "kept")]
+    assert main(["evaluate", model, "--data", str(store), "--output", str(tmp_path / "base"), *base]) == 0
+    assert "full knowledge base of" in Evaluation.load(tmp_path / "base").protocol
+    assert list((tmp_path / "kept").rglob("*.safetensors"))
     assert (
         main(["link", "--model", model, "--knowledge-base", str(store), "--context", "a red star", "--top-k", "3"]) == 0
     )
