@@ -318,28 +318,30 @@ def _of_distractors(name: str, about: str, system: System, seen: Callable[[Entit
     def prepare(rows: Iterable[Row], seed: int) -> Change:
         pool = _pool(rows)
         encoded = system.encode_entities([seen(one.entity) for one in pool])
-        lacking = np.array([[not value for value in one.entity[1:]] for one in pool]).reshape(len(pool), 3)
+        lacking = np.array([[not value for value in one.entity[1:]] for one in pool])
 
-        def change(row: Row) -> dict[str, Any]:
-            candidates, answer = candidates_of(row), row["answer"]
-            gold = candidates[answer]
-            _, text, _, picture = seen(gold)
-            if not text and not picture:
-                return {**row}
-            mention = {"id": gold.qid, "mention": text, "context": None, "mention_image": picture}
+        def likeliest(gold: EntityRow) -> Iterator[Pooled]:
+            _, text, _, image = seen(gold)
+            mention = {"id": gold.qid, "mention": text, "context": None, "mention_image": image}
             likeness = system.score(system.encode_mentions([mention]), encoded, [TASKS["it2it"]]).reshape(len(pool))
             poorer = (lacking & [bool(value) for value in gold[1:]]).any(1)
             order = np.lexsort((_draw(seed, name, gold.qid).permutation(len(pool)), -likeness, poorer))
-            others = (pool[place] for place in order if pool[place].entity.qid != gold.qid)
-            places = [place for place in range(len(candidates)) if place != answer]
-            chosen = dict(zip(places, islice(others, len(places)), strict=False))
+            return (pool[place] for place in order if pool[place].entity.qid != gold.qid)
+
+        def change(row: Row) -> dict[str, Any]:
+            candidates = candidates_of(row)
+            gold = candidates[row["answer"]]
+            if not any(seen(gold)[1:]):
+                return {**row}
+            places = [place for place in range(len(candidates)) if place != row["answer"]]
+            chosen = list(islice(likeliest(gold), len(places)))
             if len(chosen) < len(places):
                 raise M3ELError(
                     f"row {row['id']} has {len(candidates)} candidates, more than there are entities to choose from "
                     f"({len(pool)}): give {name} the rows that are evaluated"
                 )
             sources = {column: list(row[column]) for column in SOURCE_COLUMNS if row.get(column)}
-            for place, one in chosen.items():
+            for place, one in zip(places, chosen, strict=True):
                 candidates[place] = one.entity
                 for column, values in sources.items():
                     values[1 + place] = one.sources.get(column)

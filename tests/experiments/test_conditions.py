@@ -162,6 +162,15 @@ def test_any_text_will_do(name, text):
     assert all(any(one[1:]) for one in candidates_of(new))
 
 
+@pytest.mark.parametrize("name", CONDITIONS)
+def test_a_dataset_maps_to_the_same_rows(name, data):
+    rows = undecoded(data["test"])
+    change = CONDITIONS[name].prepare(rows, 1)
+    mapped = rows.map(change, load_from_cache_file=False)
+    assert mapped.features == rows.features
+    assert list(mapped) == [change(row) for row in rows]
+
+
 # What is missing.
 
 
