@@ -1,1 +1,1 @@
-"""Questions asked of systems by experiment: under which conditions they still link, and what of them it takes."""
+"""The experiments that both papers call for, each a file of configuration over training and evaluation."""
