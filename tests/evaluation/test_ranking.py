@@ -121,7 +121,8 @@ def test_a_masked_candidate_is_a_candidate_left_out(table, data):
     ]
     moved = [sum(mask[:gold]) if gold >= 0 and mask[gold] else -1 for gold, mask in zip(golds, masks, strict=True)]
     expected = gold_counts(left, moved)
-    assert np.array_equal(gold_counts(masked, golds, masks), expected)
+    assert np.array_equal(gold_counts(scores, golds, masks), expected)
+    assert np.array_equal(gold_counts(masked, golds, masks), expected), "and what is masked may be anything"
     width = max(map(len, scores))
     padded = np.array([row + [math.nan] * (width - len(row)) for row in masked])
     padded_mask = np.array([mask + [False] * (width - len(mask)) for mask in masks])
@@ -394,6 +395,16 @@ def test_rows_of_one_group_are_no_more_evidence_than_one():
     a, b = np.ones(60), np.zeros(60)
     assert paired_difference(a, b).p_value < 0.01
     assert paired_difference(a, b, np.repeat([1, 2, 3], 20)).p_value == pytest.approx(2 / 2**3, abs=0.05)
+
+
+def test_the_intervals_of_a_summary_and_of_a_difference_draw_whole_groups():
+    right = np.repeat([0, 1, 1, 0, 1, 0, 1, 1], 25)
+    groups = np.repeat(np.arange(8), 25)
+    summary = summarise(1 - right, np.ones_like(right), groups=groups)
+    interval = summary["accuracy_low"], summary["accuracy_high"]
+    assert interval == bootstrap_interval(right, groups) != bootstrap_interval(right)
+    difference = paired_difference(right, np.zeros(len(right)), groups)
+    assert (difference.low, difference.high) == interval
 
 
 def test_means_of_groups():

@@ -1,4 +1,4 @@
-"""The page of the Space: scores or ranked ids in, the figures out. Needs gradio, which a Space has."""
+"""The page of the Space: scores or ranked ids in, figures out. Only `page` needs gradio, which a Space has."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def _rows(text: str) -> Iterator[dict[str, Any]]:
     """Yields the rows, each with the columns it has."""
     if not text.strip():
         raise ValueError("there are none: paste some, or upload a file")
-    if not text.lstrip().startswith("{"):
+    if text.lstrip()[0] not in "{[":
         yield from _csv_rows(text)
         return
     for number, line in enumerate(text.splitlines(), 1):
@@ -148,7 +148,7 @@ def page() -> Any:
             with gradio.Column():
                 text = gradio.Textbox(SCORES, label="Rows", lines=10, max_lines=20)
                 ties = gradio.Radio(["expected", "optimistic", "pessimistic"], value="expected", label="Ties")
-                upload = gradio.UploadButton("Upload CSV or JSON lines", file_types=[".csv", ".jsonl", ".json"])
+                upload = gradio.UploadButton("Upload CSV or JSON lines", file_types=[".csv", ".jsonl"])
                 gradio.Examples([[SCORES], [RANKED]], [text], label="Examples", example_labels=["Scores", "Ranked ids"])
             result = gradio.Markdown(figures(SCORES))
         upload.upload(read, upload, text)
