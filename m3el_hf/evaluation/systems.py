@@ -37,7 +37,7 @@ class System(Protocol):
 
     @property
     def fingerprint(self) -> str | None:
-        """Names all that entities are encoded by: these are then kept on disk. None: they are encoded anew."""
+        """Names all that entities are encoded by: these, an `Encoded`, are then kept on disk. None: never."""
         ...
 
     def can_do(self, task: Task) -> bool:
@@ -72,7 +72,8 @@ class ModelSystem:
     def __init__(self, name: str, model: ClipNDModel, processor: ClipNDProcessor | LinkingCollator) -> None:
         self.name = name
         self.model = model
-        self.collator = processor if isinstance(processor, LinkingCollator) else LinkingCollator(processor)
+        # Each picture is encoded once: none is worth keeping.
+        self.collator = processor if isinstance(processor, LinkingCollator) else LinkingCollator(processor, 0)
 
     @property
     def fingerprint(self) -> str | None:
