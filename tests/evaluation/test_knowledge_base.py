@@ -178,7 +178,7 @@ def test_bad_input_is_one_clear_line():
         evaluate_knowledge_base([PERFECT], rows, base(0))
     with pytest.raises(M3ELError, match="no rows to evaluate"):
         evaluate_knowledge_base([PERFECT], rows.select([]), base(3))
-    with pytest.raises(M3ELError, match="entity Q11 stands twice in the knowledge base"):
+    with pytest.raises(M3ELError, match="entity Q11 stands 2 times in the knowledge base"):
         evaluate_knowledge_base([PERFECT], rows, base(9, qid={7: "Q11"}))
     with pytest.raises(M3ELError, match="pass nil_score with nil='entity'"):
         evaluate_knowledge_base([PERFECT], rows, base(3), nil="entity")
