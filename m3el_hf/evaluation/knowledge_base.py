@@ -319,6 +319,11 @@ class _Ranking:
         for number, task in enumerate(tasks):
             counts = self.asked.counts[task.name][block]
             is_miss = np.isnan(tally.golds[number])
+            if (lost := ~is_miss & (tally.equal[number] == 0) & counts).any():
+                raise M3ELError(
+                    f"{system.name} scores the gold of {self.asked.ids[block[lost.argmax()]]} on {task.name} in two ways: "
+                    "scores must be the same at every call"
+                )
             greater = np.where(is_miss, candidates, tally.greater[number])[counts]
             rows = block[counts]
             counted[system.name, task.name] = Outcome(
