@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,9 +100,9 @@ class _Asked:
         self.answers: list[int] = []
         self._places: list[tuple[int, int]] = []  # row and candidate where each entity stands first
         known: dict[bytes, int] = {}
-        for number, row in enumerate(_each(rows)):
+        for number, row in enumerate(rows):
             self.facts.append({name: row.get(name) for name in FACTS})
-            self.answers.append(row["answer"])
+            self.answers.append(_answer(row))
             for task in tasks:
                 reason = why_not(row, task)
                 self.fitting[task.name][number] = reason is None
@@ -142,6 +142,14 @@ class _Asked:
         """The rows that fit some task, batch by batch."""
         able = [number for number, positions in enumerate(self.positions) if len(positions)]
         return [able[start : start + BATCH_SIZE] for start in range(0, len(able), BATCH_SIZE)]
+
+
+def _answer(row: Row) -> int:
+    """Which candidate is the gold; -1: none is."""
+    answer, count = row["answer"], len(row["candidate_qids"])
+    if answer is None or not -1 <= answer < max(1, count):
+        raise M3ELError(f"row {row['id']} has answer {answer} but {count} candidates: pass its gold's index, or -1")
+    return answer
 
 
 Counted = dict[tuple[str, str], Outcome]
@@ -203,17 +211,18 @@ class _Measuring:
         scores = np.zeros((len(tasks), *mask.shape))
         mentions = system.encode_mentions(rows)
         able = [TASKS[name] for name in tasks]
-        for start in range(0, len(rows), GROUP_SIZE):
-            group = slice(start, start + GROUP_SIZE)
-            mine = mentions[group]
-            own = np.concatenate(positions[group])
-            row, place = np.nonzero(mask[group])
-            for chunk in np.unique(own // CHUNK):
-                here = own // CHUNK == chunk
+        own = np.concatenate(positions)
+        row, place = np.nonzero(mask)
+        # Chunk by chunk, not group by group: of many chunks few are held.
+        for chunk in np.unique(own // CHUNK):
+            encoded = self.chunks.encoded(system, fingerprint, int(chunk))
+            inside = np.flatnonzero(own // CHUNK == chunk)
+            groups = row[inside] // GROUP_SIZE
+            for here in np.split(inside, np.flatnonzero(np.diff(groups)) + 1):
+                start = row[here[0]] // GROUP_SIZE * GROUP_SIZE
                 wanted, column = np.unique(own[here] % CHUNK, return_inverse=True)
-                entities = self.chunks.encoded(system, fingerprint, int(chunk))[wanted]
-                found = system.score(mine, entities, able)
-                scores[:, start + row[here], place[here]] = found[:, row[here], column]
+                found = system.score(mentions[start : start + GROUP_SIZE], encoded[wanted], able)
+                scores[:, row[here], place[here]] = found[:, row[here] - start, column]
         return scores, mask
 
 
@@ -241,7 +250,3 @@ def joined(found: Sequence[Counted], key: tuple[str, str]) -> Outcome:
     rows, *counts = columns
     order = np.argsort(rows)
     return Outcome(rows[order], *(values[order] for values in counts))
-
-
-def _each(rows: Sequence[Row]) -> Iterator[Row]:
-    return (rows[number] for number in range(len(rows)))

@@ -73,6 +73,8 @@ def row_facts(rows: Sequence[Row], familiar: Familiar | None) -> dict[str, NDArr
 
 def why_not(row: Row, task: Task) -> str | None:
     """Returns what a row lacks that the task shows, None where it lacks nothing: the row then fits the task."""
+    if not row["candidate_names"]:
+        return "no candidates"
     if task.fits(row):
         return None
     if task.mention.has_text and not row["mention"]:
