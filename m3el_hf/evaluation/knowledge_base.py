@@ -320,9 +320,9 @@ class _Ranking:
             counts = self.asked.counts[task.name][block]
             is_miss = np.isnan(tally.golds[number])
             if (lost := ~is_miss & (tally.equal[number] == 0) & counts).any():
+                row = self.asked.ids[block[lost.argmax()]]
                 raise M3ELError(
-                    f"{system.name} scores the gold of {self.asked.ids[block[lost.argmax()]]} on {task.name} in two ways: "
-                    "scores must be the same at every call"
+                    f"{system.name} scores the gold of {row} on {task.name} in two ways: scores must not change"
                 )
             greater = np.where(is_miss, candidates, tally.greater[number])[counts]
             rows = block[counts]
