@@ -125,11 +125,13 @@ def to_device(inputs: Mapping[str, Tensor | None], device: torch.device) -> dict
 
 @contextmanager
 def _measured(model: ClipNDModel) -> Iterator[None]:
-    """Without gradients and dropout; the model then has the mode that it had."""
-    training = model.training
-    model.eval()
+    """Without gradients and dropout; each module then has the mode that it had."""
+    training = [module for module in model.modules() if module.training]
+    if training:
+        model.eval()
     try:
         with torch.inference_mode():
             yield
     finally:
-        model.train(training)
+        for module in training:
+            module.training = True
