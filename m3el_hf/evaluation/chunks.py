@@ -52,7 +52,8 @@ class EncodedStore:
         try:
             with safe_open(self._path(fingerprint, key), "pt") as file:
                 about = file.metadata()
-                tensors: dict[str, Any] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                # Copies: a mapped file that somebody cuts short ends the process.
+                tensors: dict[str, Any] = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
             return _CLASSES[about["kind"]](**tensors, fingerprint=about.get("weights"))
         except (OSError, SafetensorError, TypeError, KeyError):  # not there, cut short, or not one of ours
             return None

@@ -67,7 +67,7 @@ def evaluate(
     check_names(systems)
     with share.folder(cache_dir) as folder:
         chunks = Chunks(asked.read, asked.chunk_count, EncodedStore(folder))
-        found = _Measuring(systems, asked, chunks).run(share, progress)
+        found = _Measuring(able_of(systems, tasks), asked, chunks).run(share, progress)
     facts = row_facts(asked.facts, Familiar.of(training) if training is not None else None)
     outcomes = {
         system.name: {task.name: joined(found, (system.name, task.name)) for task in tasks if system.can_do(task)}
@@ -81,6 +81,11 @@ def check_names(systems: Sequence[System]) -> None:
     names = [system.name for system in systems]
     if len(set(names)) < len(names):
         raise M3ELError(f"two systems have the same name: {', '.join(names)}; give each its own")
+
+
+def able_of(systems: Sequence[System], tasks: Sequence[Task]) -> list[System]:
+    """Returns the systems that can do some task: the others need encode nothing."""
+    return [system for system in systems if any(map(system.can_do, tasks))]
 
 
 FACTS = ("id", "topic", "answer_qid", "mention_image_is_gold")
@@ -146,8 +151,10 @@ class _Asked:
 
 def _answer(row: Row) -> int:
     """Which candidate is the gold; -1: none is."""
-    answer, count = row["answer"], len(row["candidate_qids"])
-    if answer is None or not -1 <= answer < max(1, count):
+    if not (count := len(row["candidate_qids"])):
+        return -1
+    answer = row["answer"]
+    if answer is None or not -1 <= answer < count:
         raise M3ELError(f"row {row['id']} has answer {answer} but {count} candidates: pass its gold's index, or -1")
     return answer
 

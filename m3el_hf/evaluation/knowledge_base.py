@@ -23,7 +23,7 @@ from m3el_hf.data.collator import EntityRow
 from m3el_hf.data.schema import MENTION_FEATURES, NIL
 from m3el_hf.errors import M3ELError
 from m3el_hf.evaluation.chunks import CHUNK, Chunks, EncodedStore
-from m3el_hf.evaluation.evaluator import FACTS, Counted, check_names, check_scores, joined
+from m3el_hf.evaluation.evaluator import FACTS, Counted, able_of, check_names, check_scores, joined
 from m3el_hf.evaluation.facts import Familiar, row_facts
 from m3el_hf.evaluation.outcomes import Evaluation, Outcome
 from m3el_hf.evaluation.sharing import Share
@@ -93,7 +93,7 @@ def evaluate_knowledge_base(
     asked = _Mentions(rows, base, tasks, nil, nil_score)
     with share.folder(cache_dir) as folder:
         chunks = Chunks(base.read, base.chunk_count, EncodedStore(folder))
-        found = _Ranking(systems, asked, base, chunks, share, progress).run()
+        found = _Ranking(able_of(systems, tasks), asked, base, chunks, share, progress).run()
     facts = list(rows.select_columns([name for name in FACTS if name in rows.column_names]))
     outcomes = {
         system.name: {task.name: joined(found, (system.name, task.name)) for task in tasks if system.can_do(task)}
