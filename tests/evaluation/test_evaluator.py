@@ -333,3 +333,6 @@ def test_measuring_leaves_the_model_in_the_mode_that_it_found(processor):
         evaluate([ModelSystem("model", model, processor)], rows)
         assert model.training is training
         assert all(parameter.requires_grad for parameter in model.parameters())
+    model.train().clip.vision_model.eval()  # as one that is not trained
+    evaluate([ModelSystem("model", model, processor)], rows)
+    assert (model.training, model.clip.text_model.training, model.clip.vision_model.training) == (True, True, False)
