@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from m3el_hf.data.collator import EntityRow
+from m3el_hf.errors import M3ELError, one_line
 from m3el_hf.evaluation.systems import System
 from m3el_hf.modeling.encoded_clipnd import Encoded, MatchingEntities
 
@@ -47,30 +49,37 @@ class EncodedStore:
 
     def load(self, fingerprint: str, key: str) -> Encoded | None:
         """Returns a chunk as it was saved, or None where there is none."""
-        path = self._path(fingerprint, key)
-        if not path.is_file():
-            return None
         try:
-            with safe_open(path, "pt") as file:
+            with safe_open(self._path(fingerprint, key), "pt") as file:
                 about = file.metadata()
-                tensors: dict[str, Any] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except SafetensorError:  # not one of ours, or the disk has spoilt it: it is written anew
+                # Copies: a mapped file that somebody cuts short ends the process.
+                tensors: dict[str, Any] = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+            return _CLASSES[about["kind"]](**tensors, fingerprint=about.get("weights"))
+        except (OSError, SafetensorError, TypeError, KeyError):  # not there, cut short, or not one of ours
             return None
-        return _CLASSES[about["kind"]](**tensors, fingerprint=about.get("weights"))
 
     def save(self, fingerprint: str, key: str, encoded: Encoded) -> None:
-        """Writes a chunk."""
+        """Writes a chunk.
+
+        Raises:
+            M3ELError: If the disk is full, or cannot be written for another reason.
+        """
         path = self._path(fingerprint, key)
-        path.parent.mkdir(parents=True, exist_ok=True)
         about = {"kind": type(encoded).__name__}
         if encoded.fingerprint is not None:
             about["weights"] = encoded.fingerprint
-        partial = path.with_suffix(f".{os.getpid()}.partial")
+        partial = path.with_suffix(f".{uuid4().hex}.partial")  # several processes may write the same chunk
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             save_file({name: one.contiguous() for name, one in encoded.tensors().items()}, partial, about)
             partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+        except (OSError, SafetensorError) as error:
+            with suppress(OSError):
+                partial.unlink(missing_ok=True)
+            raise M3ELError(
+                f"cannot keep encoded entities in {self.folder}: {one_line(error)[:200]}; make room on the disk, or "
+                "choose another cache_dir"
+            ) from error
 
     def _path(self, fingerprint: str, key: str) -> Path:
         return self.folder / fingerprint / f"{key}.safetensors"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,7 +70,7 @@ def evaluate(
     check_names(systems)
     with share.folder(cache_dir) as folder:
         chunks = Chunks(asked.read, asked.chunk_count, EncodedStore(folder))
-        found = _Measuring(systems, asked, chunks).run(share, progress)
+        found = _Measuring(able_of(systems, tasks), asked, chunks).run(share, progress)
     facts = row_facts(asked.facts, Familiar.of(training) if training is not None else None)
     outcomes = {
         system.name: {task.name: joined(found, (system.name, task.name)) for task in tasks if system.can_do(task)}
@@ -108,6 +108,11 @@ def check_names(systems: Sequence[System]) -> None:
         raise M3ELError(f"two systems have the same name: {', '.join(names)}; give each its own")
 
 
+def able_of(systems: Sequence[System], tasks: Sequence[Task]) -> list[System]:
+    """Returns the systems that can do some task: the others need encode nothing."""
+    return [system for system in systems if any(map(system.can_do, tasks))]
+
+
 FACTS = ("id", "topic", "answer_qid", "mention_image_is_gold")
 
 
@@ -125,9 +130,9 @@ class _Asked:
         self.answers: list[int] = []
         self._places: list[tuple[int, int]] = []  # row and candidate where each entity stands first
         known: dict[bytes, int] = {}
-        for number, row in enumerate(_each(rows)):
+        for number, row in enumerate(rows):
             self.facts.append({name: row.get(name) for name in FACTS})
-            self.answers.append(row["answer"])
+            self.answers.append(_answer(row))
             for task in tasks:
                 reason = why_not(row, task)
                 self.fitting[task.name][number] = reason is None
@@ -173,6 +178,16 @@ class _Asked:
         """The rows that fit some task, batch by batch."""
         able = [number for number, positions in enumerate(self.positions) if len(positions)]
         return [able[start : start + BATCH_SIZE] for start in range(0, len(able), BATCH_SIZE)]
+
+
+def _answer(row: Row) -> int:
+    """Which candidate is the gold; -1: none is."""
+    if not (count := len(row["candidate_qids"])):
+        return -1
+    answer = row["answer"]
+    if answer is None or not -1 <= answer < count:
+        raise M3ELError(f"row {row['id']} has answer {answer} but {count} candidates: pass its gold's index, or -1")
+    return answer
 
 
 Counted = dict[tuple[str, str], Outcome]
@@ -234,17 +249,18 @@ class _Measuring:
         scores = np.zeros((len(tasks), *mask.shape))
         mentions = system.encode_mentions(rows)
         able = [TASKS[name] for name in tasks]
-        for start in range(0, len(rows), GROUP_SIZE):
-            group = slice(start, start + GROUP_SIZE)
-            mine = mentions[group]
-            own = np.concatenate(positions[group])
-            row, place = np.nonzero(mask[group])
-            for chunk in np.unique(own // CHUNK):
-                here = own // CHUNK == chunk
+        own = np.concatenate(positions)
+        row, place = np.nonzero(mask)
+        # Chunk by chunk, not group by group: of many chunks few are held.
+        for chunk in np.unique(own // CHUNK):
+            encoded = self.chunks.encoded(system, fingerprint, int(chunk))
+            inside = np.flatnonzero(own // CHUNK == chunk)
+            groups = row[inside] // GROUP_SIZE
+            for here in np.split(inside, np.flatnonzero(np.diff(groups)) + 1):
+                start = row[here[0]] // GROUP_SIZE * GROUP_SIZE
                 wanted, column = np.unique(own[here] % CHUNK, return_inverse=True)
-                entities = self.chunks.encoded(system, fingerprint, int(chunk))[wanted]
-                found = system.score(mine, entities, able)
-                scores[:, start + row[here], place[here]] = found[:, row[here], column]
+                found = system.score(mentions[start : start + GROUP_SIZE], encoded[wanted], able)
+                scores[:, row[here], place[here]] = found[:, row[here] - start, column]
         return scores, mask
 
 
@@ -272,7 +288,3 @@ def joined(found: Sequence[Counted], key: tuple[str, str]) -> Outcome:
     rows, *counts = columns
     order = np.argsort(rows)
     return Outcome(rows[order], *(values[order] for values in counts))
-
-
-def _each(rows: Sequence[Row]) -> Iterator[Row]:
-    return (rows[number] for number in range(len(rows)))

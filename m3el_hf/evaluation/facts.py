@@ -33,10 +33,11 @@ class Familiar:
 
     @classmethod
     def of(cls, rows: Dataset) -> Familiar:
-        """Counts the entities of training rows."""
-        columns = rows.select_columns(["answer_qid", "candidate_qids"])
-        golds = Counter(columns["answer_qid"])
-        return cls(golds, Counter(qid for qids in columns["candidate_qids"] for qid in set(qids)))
+        """Counts the entities of training rows; where these have no candidates, the golds alone are met."""
+        golds = Counter(rows["answer_qid"])
+        if "candidate_qids" not in rows.column_names:
+            return cls(golds, golds)
+        return cls(golds, Counter(qid for qids in rows["candidate_qids"] for qid in set(qids)))
 
     def seen(self, qid: str) -> str:
         """One of `SEEN`."""
@@ -72,6 +73,8 @@ def row_facts(rows: Sequence[Row], familiar: Familiar | None) -> dict[str, NDArr
 
 def why_not(row: Row, task: Task) -> str | None:
     """Returns what a row lacks that the task shows, None where it lacks nothing: the row then fits the task."""
+    if not row["candidate_names"]:
+        return "no candidates"
     if task.fits(row):
         return None
     if task.mention.has_text and not row["mention"]:

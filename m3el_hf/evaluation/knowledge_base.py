@@ -6,7 +6,8 @@ exist together.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,10 +20,10 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from m3el_hf.data.collator import EntityRow
-from m3el_hf.data.schema import NIL
+from m3el_hf.data.schema import MENTION_FEATURES, NIL
 from m3el_hf.errors import M3ELError
 from m3el_hf.evaluation.chunks import CHUNK, Chunks, EncodedStore
-from m3el_hf.evaluation.evaluator import FACTS, Counted, check_names, check_scores, joined
+from m3el_hf.evaluation.evaluator import FACTS, Counted, able_of, check_names, check_scores, joined
 from m3el_hf.evaluation.facts import Familiar, row_facts
 from m3el_hf.evaluation.outcomes import Evaluation, Outcome
 from m3el_hf.evaluation.sharing import Share
@@ -34,6 +35,9 @@ MENTIONS = 4096
 
 BLOCK = 256
 """Mentions that are scored at once against a chunk of entities."""
+
+READ = 1024
+"""Entities that are read at once."""
 
 ABSENT = -1
 """The place of a gold that is not in the knowledge base."""
@@ -83,13 +87,14 @@ def evaluate_knowledge_base(
         raise M3ELError("no rows to evaluate: choose a split that has some")
     check_names(systems)
     share = Share(accelerator)
+    rows = rows.select_columns([name for name in MENTION_FEATURES if name in rows.column_names])
     rows = rows.cast_column("mention_image", Image(decode=False))
     base = _Base(entities)
     asked = _Mentions(rows, base, tasks, nil, nil_score)
     with share.folder(cache_dir) as folder:
         chunks = Chunks(base.read, base.chunk_count, EncodedStore(folder))
-        found = _Ranking(systems, asked, base, chunks, share, progress).run()
-    facts = [{name: row.get(name) for name in FACTS} for row in rows.remove_columns(["mention_image"])]
+        found = _Ranking(able_of(systems, tasks), asked, base, chunks, share, progress).run()
+    facts = list(rows.select_columns([name for name in FACTS if name in rows.column_names]))
     outcomes = {
         system.name: {task.name: joined(found, (system.name, task.name)) for task in tasks if system.can_do(task)}
         for system in systems
@@ -110,7 +115,7 @@ class _Base:
         if not len(entities):
             raise M3ELError("the knowledge base is empty: pass at least one entity")
         self._entities = entities.select_columns(["qid", "name", "description", "image"])
-        parts = [_shown(table) for table in self._entities.with_format("arrow").iter(10_000)]
+        parts = [_shown(table) for table in self._entities.with_format("arrow").iter(READ)]
         self.has_text, self.has_image = (np.concatenate(one) for one in zip(*parts, strict=True))
         self._filled = np.flatnonzero(self.has_text | self.has_image)
         self._entities = self._entities.cast_column("image", Image(decode=False))
@@ -142,17 +147,22 @@ class _Base:
         Raises:
             M3ELError: If an entity stands twice: which of the two would be the gold?
         """
-        wanted, numbers = set(qids), []
+        wanted, hashes = set(qids), np.empty(len(self), np.int64)  # all names would be too many to hold
         found: dict[str, int] = {}
-        for start in range(0, len(self), 10_000):
-            column = self._entities[start : start + 10_000]["qid"]
-            numbers.append(np.array([hash(qid) for qid in column]))
-            found |= {qid: start + place for place, qid in enumerate(column) if qid in wanted}
-        hashes = np.sort(np.concatenate(numbers))
-        if (twice := hashes[1:][hashes[1:] == hashes[:-1]]).size:
-            [double] = [qid for qid in self._entities["qid"] if hash(qid) == twice[0]][:1]
-            raise M3ELError(f"entity {double} stands twice in the knowledge base: leave one of the two out")
+        for place, qid in enumerate(self._qids()):
+            hashes[place] = hash(qid)
+            if qid in wanted:
+                found[qid] = place
+        values, counts = np.unique(hashes, return_counts=True)
+        if alike := set(values[counts > 1].tolist()):
+            [(qid, times)] = Counter(qid for qid in self._qids() if hash(qid) in alike).most_common(1)
+            if times > 1:
+                raise M3ELError(f"entity {qid} stands {times} times in the knowledge base: leave all but one out")
         return np.array([found.get(qid, ABSENT) for qid in qids])
+
+    def _qids(self) -> Iterator[str]:
+        columns = self._entities.select_columns(["qid"]).iter(READ)  # a row would bring its picture along
+        return (qid for some in columns for qid in some["qid"])
 
     def shows(self, places: NDArray[np.int64], task: Task) -> NDArray[np.bool_]:
         """Which entities have something of what a task shows."""
@@ -310,6 +320,11 @@ class _Ranking:
         for number, task in enumerate(tasks):
             counts = self.asked.counts[task.name][block]
             is_miss = np.isnan(tally.golds[number])
+            if (lost := ~is_miss & (tally.equal[number] == 0) & counts).any():
+                row = self.asked.ids[block[lost.argmax()]]
+                raise M3ELError(
+                    f"{system.name} scores the gold of {row} on {task.name} in two ways: scores must not change"
+                )
             greater = np.where(is_miss, candidates, tally.greater[number])[counts]
             rows = block[counts]
             counted[system.name, task.name] = Outcome(

@@ -45,6 +45,9 @@ class Outcome:
         return hits_at_k(self.greater, self.equal, 1)
 
 
+COUNTS = tuple(one.name for one in fields(Outcome))
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """All that was counted; figures of any part of the rows are made from it.
@@ -116,7 +119,7 @@ class Evaluation:
         return (rows, total[rows] * len(rows)) if len(rows) else None
 
     def compare(self, one: str, other: str, task: str | None = None, figure: str = "accuracy") -> Difference | None:
-        """By how much one system is better than another on the same rows, None where one cannot do the task.
+        """By how much one system is better than another on the same rows; None without rows or where one cannot do it.
 
         Args:
             one: The system.
@@ -130,7 +133,11 @@ class Evaluation:
         return paired_difference(mine[1], theirs[1], self.facts["gold"][mine[0]])
 
     def deleaked(self, task: str) -> Mask:
-        """Which rows do not give the gold away by the mention's picture being the gold's own, ``[n]``."""
+        """Which rows do not give the gold away by the mention's picture being the gold's own, ``[n]``.
+
+        Among candidates these are the rows that count in data built with the protocol ``deleaked``; in a whole
+        knowledge base a row without its picture still counts there, where it has text.
+        """
         return ~(self.facts["own_picture"] & get_task(task).mention.has_image)
 
     def _values(self, system: str, task: str | None, figure: str) -> tuple[NDArray[np.int64], Values] | None:
@@ -156,10 +163,9 @@ class Evaluation:
 
     def save(self, folder: Path) -> None:
         """Writes ``rows.parquet``, the facts, and ``outcomes.parquet``: from these any other figure can be made."""
-        folder.mkdir(parents=True, exist_ok=True)
-        pq.write_table(pa.table({name: values.tolist() for name, values in self.facts.items()}), folder / ROWS)
+        schema = pa.schema(dict.fromkeys(("system", "task"), pa.string()) | dict.fromkeys(COUNTS, pa.int64()))
         parts = [
-            pa.table({"system": [system] * len(one.rows), "task": [task] * len(one.rows)} | vars(one))
+            pa.table({"system": [system] * len(one.rows), "task": [task] * len(one.rows)} | vars(one), schema)
             for system, by_task in self.outcomes.items()
             for task, one in by_task.items()
         ]
@@ -169,8 +175,13 @@ class Evaluation:
             "systems": {system: list(by_task) for system, by_task in self.outcomes.items()},
             "missing": self.missing,
         }
-        table = pa.concat_tables(parts).replace_schema_metadata({"evaluation": json.dumps(about)})
-        pq.write_table(table, folder / OUTCOMES)
+        table = pa.concat_tables([schema.empty_table(), *parts])
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / OUTCOMES).unlink(missing_ok=True)
+        pq.write_table(pa.table({name: values.tolist() for name, values in self.facts.items()}), folder / ROWS)
+        partial = folder / f"{OUTCOMES}.partial"
+        pq.write_table(table.replace_schema_metadata({"evaluation": json.dumps(about)}), partial)
+        partial.replace(folder / OUTCOMES)  # last: it says that all is there
 
     @classmethod
     def load(cls, folder: Path) -> Self:
@@ -183,7 +194,7 @@ class Evaluation:
             raise M3ELError(f"{folder} holds no {OUTCOMES}: pass a folder that m3el-hf evaluate wrote")
         table = pq.read_table(folder / OUTCOMES)
         about = json.loads(table.schema.metadata[b"evaluation"])
-        columns = {one.name: table[one.name].to_numpy() for one in fields(Outcome)}
+        columns = {name: table[name].to_numpy() for name in COUNTS}
         keys = list(zip(table["system"].to_pylist(), table["task"].to_pylist(), strict=True))
         places: dict[tuple[str, str], list[int]] = {}
         for place, key in enumerate(keys):

@@ -37,7 +37,7 @@ class System(Protocol):
 
     @property
     def fingerprint(self) -> str | None:
-        """Names all that entities are encoded by: these are then kept on disk. None: they are encoded anew."""
+        """Names all that entities are encoded by: these, an `Encoded`, are then kept on disk. None: never."""
         ...
 
     def can_do(self, task: Task) -> bool:
@@ -72,7 +72,8 @@ class ModelSystem:
     def __init__(self, name: str, model: ClipNDModel, processor: ClipNDProcessor | LinkingCollator) -> None:
         self.name = name
         self.model = model
-        self.collator = processor if isinstance(processor, LinkingCollator) else LinkingCollator(processor)
+        # Each picture is encoded once: none is worth keeping.
+        self.collator = processor if isinstance(processor, LinkingCollator) else LinkingCollator(processor, 0)
 
     @property
     def fingerprint(self) -> str | None:
@@ -124,11 +125,13 @@ def to_device(inputs: Mapping[str, Tensor | None], device: torch.device) -> dict
 
 @contextmanager
 def _measured(model: ClipNDModel) -> Iterator[None]:
-    """Without gradients and dropout; the model then has the mode that it had."""
-    training = model.training
-    model.eval()
+    """Without gradients and dropout; each module then has the mode that it had."""
+    training = [module for module in model.modules() if module.training]
+    if training:
+        model.eval()
     try:
         with torch.inference_mode():
             yield
     finally:
-        model.train(training)
+        for module in training:
+            module.training = True

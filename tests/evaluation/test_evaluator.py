@@ -156,6 +156,19 @@ def test_a_row_counts_only_for_the_tasks_that_it_has_pictures_for():
     assert found.mean("perfect") == 1
 
 
+def test_a_row_without_candidates_counts_for_no_task_and_is_said_to():
+    bare = {name: [] for name in make_row(1) if name.startswith("candidate_")}
+    found = evaluate([PERFECT], dataset([make_row(0), make_row(1, **bare)]))
+    assert {found.evaluable(name) for name in TASKS} == {1}
+    assert found.missing["t2t"] == {"no candidates": 1}
+    assert found.outcomes["perfect"]["t2t"].rows.tolist() == [0]
+
+
+def test_a_gold_that_is_no_candidate_is_a_miss():
+    found = evaluate([PERFECT], dataset([make_row(0), make_row(1, answer=-1, answer_qid="Q404")]))
+    assert (found.figures("perfect", "t2t")["accuracy"], found.figures("perfect", "t2t")["misses"]) == (0.5, 1)
+
+
 def test_a_task_without_rows_has_no_figures():
     rows = dataset(make_row(number, candidate_images=[None] * 3) for number in range(3))
     found = evaluate([CONSTANT, ShyJudge("shy", 1.0, 0.0)], rows)
@@ -191,6 +204,9 @@ def test_bad_input_is_one_clear_line():
             evaluate([Judge("broken", bad, 0.0)], dataset([make_row(1)]))
     with pytest.raises(M3ELError, match="2 rows have the id row-3: each would be counted"):
         evaluate([CONSTANT], dataset([make_row(1), make_row(3), make_row(3)]))
+    for answer in (3, -2, None):
+        with pytest.raises(M3ELError, match=f"row row-1 has answer {answer} but 3 candidates"):
+            evaluate([CONSTANT], dataset([make_row(0), make_row(1, answer=answer)]))
     with pytest.raises(M3ELError, match="two systems have the same name"):
         evaluate([CONSTANT, CONSTANT], dataset([make_row(1)]))
 
@@ -298,3 +314,6 @@ def test_measuring_leaves_the_model_in_the_mode_that_it_found(processor):
         evaluate([ModelSystem("model", model, processor)], rows)
         assert model.training is training
         assert all(parameter.requires_grad for parameter in model.parameters())
+    model.train().clip.vision_model.eval()  # as one that is not trained
+    evaluate([ModelSystem("model", model, processor)], rows)
+    assert (model.training, model.clip.text_model.training, model.clip.vision_model.training) == (True, True, False)

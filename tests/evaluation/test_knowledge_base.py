@@ -16,7 +16,7 @@ from m3el_hf.evaluation.knowledge_base import evaluate_knowledge_base
 from m3el_hf.evaluation.outcomes import Evaluation
 from m3el_hf.evaluation.systems import ModelSystem
 from m3el_hf.tasks import Task
-from tests.evaluation.test_evaluator import Judge, dataset, make_row, picture
+from tests.evaluation.test_evaluator import Judge, ShyJudge, dataset, make_row, picture
 
 BOTH = TASKS["it2it"]
 
@@ -172,13 +172,44 @@ def test_a_mention_counts_where_it_shows_something():
     }
 
 
+def test_a_system_that_can_do_none_of_the_tasks_is_not_asked():
+    found = evaluate_knowledge_base([ShyJudge("shy", 1.0, 0.0), PERFECT], dataset([make_row(0)]), base(9))
+    assert (found.figures("shy", "it2it"), found.mean("shy"), found.mean("perfect")) == (None, None, 1)
+
+
+def test_scores_that_are_not_the_same_twice_are_no_miss():
+    class Moody(Judge):
+        def score(self, *arguments: Any) -> Any:
+            self.gold += 1
+            return super().score(*arguments)
+
+    with pytest.raises(M3ELError, match="moody scores the gold of row-0 on it2it in two ways"):
+        evaluate_knowledge_base([Moody("moody", 1.0, 0.0)], dataset([make_row(0)]), base(9))
+
+
+def test_pictures_of_candidates_are_not_opened():
+    """Candidates of rows are not asked about: the knowledge base's entities are."""
+    broken = [{"bytes": b"not a picture", "path": None}] * 3
+    found = evaluate_knowledge_base([PERFECT], dataset([make_row(0, candidate_images=broken)]), base(9))
+    assert found.mean("perfect") == 1
+
+
+def test_entities_of_one_hash_are_not_taken_for_one(monkeypatch):
+    monkeypatch.setattr(knowledge_base, "hash", lambda name: len(name), raising=False)
+    entities = base(9)
+    assert len(set(map(len, entities["qid"]))) < 9
+    assert evaluate_knowledge_base([PERFECT], dataset([make_row(0)]), entities).mean("perfect") == 1
+    with pytest.raises(M3ELError, match="entity Q11 stands 2 times"):
+        evaluate_knowledge_base([PERFECT], dataset([make_row(0)]), base(9, qid={7: "Q11"}))
+
+
 def test_bad_input_is_one_clear_line():
     rows = dataset([make_row(0)])
     with pytest.raises(M3ELError, match="the knowledge base is empty"):
         evaluate_knowledge_base([PERFECT], rows, base(0))
     with pytest.raises(M3ELError, match="no rows to evaluate"):
         evaluate_knowledge_base([PERFECT], rows.select([]), base(3))
-    with pytest.raises(M3ELError, match="entity Q11 stands twice in the knowledge base"):
+    with pytest.raises(M3ELError, match="entity Q11 stands 2 times in the knowledge base"):
         evaluate_knowledge_base([PERFECT], rows, base(9, qid={7: "Q11"}))
     with pytest.raises(M3ELError, match="pass nil_score with nil='entity'"):
         evaluate_knowledge_base([PERFECT], rows, base(3), nil="entity")
