@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from m3el_hf.evaluation.report import Estimate, Report
+from m3el_hf.evaluation.report import Column, Estimate, Report
 from tests.browser import Browser, Page
 from tests.evaluation.report.samples import NASTY, TEXTS, example, nasty, report, table, tables, topics
 
@@ -286,6 +286,17 @@ def test_nasty_text_is_shown_as_it_is(browser, tmp_path):
         choose(page, "task", NASTY)
         assert page.run("document.querySelectorAll('.example:not([hidden])').length") == 2  # and the one without a task
         assert page.complaints() == []
+
+
+def test_many_rows_are_sorted_and_equal_ones_stay_in_their_order(browser, tmp_path):
+    columns = (Column("row"), Column("figure"))
+    rows = tuple((f"{place}", Estimate(place * 7 % 12)) for place in range(30))
+    one = table(columns=columns, rows=rows, tags=(), chart=None, summary_rows=0)
+    with opened(browser, tmp_path, Report("x", tables=(one,)).to_html()) as page:
+        for descending in (False, True):
+            page.click("#table-tasks th:nth-child(2) button")
+            order = sorted(range(30), key=lambda place: place * 7 % 12, reverse=descending)
+            assert names(page, "tasks") == [f"{place}" for place in order]
 
 
 @given(tables())
