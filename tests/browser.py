@@ -122,29 +122,31 @@ class Page:
 
     Attributes:
         browser: Where it is open.
+        session: Its name in events.
     """
 
     def __init__(self, browser: Browser, path: Path, width: int, height: int) -> None:
         self.browser = browser
         self._target = browser.call("Target.createTarget", url="about:blank")["targetId"]
         attached = browser.call("Target.attachToTarget", targetId=self._target, flatten=True)
-        self._session = attached["sessionId"]
+        self.session = attached["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.call(f"{domain}.enable")
         self.resize(width, height)
         self._address = path.resolve().as_uri()
         self.call("Page.navigate", url=self._address)
-        browser.wait_for("Page.loadEventFired", self._session)
+        browser.wait_for("Page.loadEventFired", self.session)
 
     def __enter__(self) -> Page:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.browser.call("Target.closeTarget", targetId=self._target)
+        self.browser.events = [event for event in self.browser.events if event.get("sessionId") != self.session]
 
     def call(self, method: str, **params: Any) -> dict[str, Any]:
         """Calls a method of the protocol for this page."""
-        return self.browser.call(method, self._session, **params)
+        return self.browser.call(method, self.session, **params)
 
     def resize(self, width: int, height: int) -> None:
         """Makes the window so many pixels large; at most 500 wide it is a phone's."""
@@ -185,10 +187,12 @@ class Page:
 
     def complaints(self) -> list[str]:
         """What the console has said, and every address asked for but the page's own and those that hold their data."""
-        self.run("new Promise(requestAnimationFrame)")  # what is under way arrives
+        self.run(
+            "new Promise((done) => requestAnimationFrame(() => setTimeout(done, 20)))"
+        )  # what is under way arrives
         found = []
         for event in self.browser.events:
-            if event.get("sessionId") != self._session:
+            if event.get("sessionId") != self.session:
                 continue
             params = event["params"]
             if event["method"] == "Runtime.exceptionThrown":

@@ -21,6 +21,7 @@ from m3el_hf.data.images import PictureStore
 from m3el_hf.data.rows import RowMaker
 from m3el_hf.data.schema import SPLITS
 from m3el_hf.data.store import build
+from tests.browser import Browser, find_browser
 from tests.hub_server import HubServer
 
 REAL_DATA = Path(os.environ.get("M3EL_REAL_DATA", Path(__file__).parents[2] / "shared"))
@@ -93,6 +94,16 @@ def hub() -> Iterator[HubServer]:
     """A Hub server in this process, for clients in processes of their own."""
     with HubServer() as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """A browser without a window, or a skip where none is installed."""
+    path = find_browser()
+    if path is None:
+        pytest.skip("neither Chromium nor Chrome is installed: pages are not tried in a browser")
+    with Browser(path) as one:
+        yield one
 
 
 def rows_of(collection: Collection, split: str, topic: str | None = None) -> list[dict[str, Any]]:

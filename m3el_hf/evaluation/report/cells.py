@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from m3el_hf.errors import one_line
 from m3el_hf.evaluation.report.document import SHARE, Column, DataTable, Estimate, Value
 
 DASH = "–"
@@ -145,6 +146,11 @@ def _key(value: Estimate | str | float) -> tuple[int, float, tuple[str | int, ..
     # Texts and digits take turns, so that like is compared with like.
     parts = re.split(r"([0-9]{1,15})", value.casefold())
     return 1, 0, tuple(int(part) if place % 2 else part for place, part in enumerate(parts))
+
+
+def printable(words: str) -> str:
+    """Text in one line without signs that are not seen, which files of other forms do not take."""
+    return one_line("".join(letter if letter.isprintable() else " " for letter in words))
 
 
 def described(value: Any) -> str:

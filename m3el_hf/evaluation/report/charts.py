@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 from numpy.typing import NDArray
 
-from m3el_hf.evaluation.report.cells import DASH, number, text
+from m3el_hf.evaluation.report.cells import DASH, number, printable, text
 from m3el_hf.evaluation.report.document import SHARE, DataTable, Estimate
 
 STRONG = "#1f6fb2"
@@ -107,7 +107,7 @@ def draw(table: DataTable, ink: Ink = LIGHT, title: str = "") -> Figure:
     else:
         {"bars": _bars, "lines": _lines, "heatmap": _heatmap}[table.chart or "bars"](table, series, axes, ink)
     if title:
-        figure.suptitle(title, x=0.01, ha="left", color=ink.text, fontsize="large", wrap=True)
+        figure.suptitle(printable(title), x=0.01, ha="left", color=ink.text, fontsize="large", wrap=True)
     axes.set_facecolor("none")
     axes.tick_params(colors=ink.text, which="both")
     axes.xaxis.label.set_color(ink.text)
@@ -146,7 +146,9 @@ def _series(table: DataTable) -> list[Series]:
         rows = [(row, scale * value.value, *(scale * end for end in _ends(value))) for row, value in found[place]]
         colour = STRONG if column.is_strong or len(drawn) == 1 else next(colours)
         marker = "o" if column.is_strong else MARKERS[order % len(MARKERS)]
-        series.append(Series(column.name, column.unit, colour, marker, np.array(rows, dtype=np.float64)))
+        series.append(
+            Series(printable(column.name), printable(column.unit), colour, marker, np.array(rows, dtype=np.float64))
+        )
     return series
 
 
@@ -173,7 +175,7 @@ def _measure(table: DataTable, series: list[Series]) -> str:
 
 
 def _names(table: DataTable) -> list[str]:
-    return [text(row[0], table.columns[0].unit) for row in table.rows]
+    return [printable(text(row[0], table.columns[0].unit)) for row in table.rows]
 
 
 def _bars(table: DataTable, series: list[Series], axes: Any, ink: Ink) -> None:
@@ -251,7 +253,7 @@ def _lines(table: DataTable, series: list[Series], axes: Any, ink: Ink) -> None:
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: number(round(value) if value >= 1 else value)))
         axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.set_xlabel(" in ".join(part for part in (table.columns[0].name, table.columns[0].unit) if part))
+    axes.set_xlabel(printable(" in ".join(part for part in (table.columns[0].name, table.columns[0].unit) if part)))
     axes.set_ylabel(_measure(table, series))
     axes.grid(axis="y", color=ink.line, alpha=0.25, linewidth=0.6)
     _label_ends(axes, labels)

@@ -106,8 +106,9 @@ class DataTable:
         rows: One value a column.
         tags: Of each row, what filters look at: ``{"task": "t2t", "topic": "person", "system": "BM25"}``. A row
             without a tag is of all of them. Empty where no row has any.
-        chart: How the same figures are drawn, if at all: the columns of estimates that have one unit, the first's.
-        chance: Drawn as a line in bars and lines.
+        chart: How the same figures are drawn, if at all: a series a column of estimates, of those that have the unit of
+            the first of them. The first column's numbers are the x of lines, or its texts in their order.
+        chance: Drawn as a line in bars and lines, in place of a column of that name.
         summary_rows: So many of the last rows are means: set apart, and not sorted among the others.
 
     Raises:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from importlib.resources import files
 
 import jinja2
@@ -83,18 +84,23 @@ class Shown:
 
 def page(report: Report) -> str:
     """Renders a report."""
-    environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    )
-    environment.filters |= {"picture": _picture, "described": described}
-    template = files("m3el_hf.evaluation.report").joinpath("page.html.jinja").read_text(encoding="utf-8")
-    return environment.from_string(template).render(
+    return _template().render(
         report=report,
         tables=[_shown(table) for table in report.tables],
         filters=_filters(report),
         kinds=KINDS,
         opened=OPEN_EXAMPLES,
     )
+
+
+@cache
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    environment.filters |= {"picture": _picture, "described": described}
+    source = files("m3el_hf.evaluation.report").joinpath("page.html.jinja").read_text(encoding="utf-8")
+    return environment.from_string(source)
 
 
 def _shown(table: DataTable) -> Shown:

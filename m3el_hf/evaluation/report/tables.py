@@ -17,7 +17,6 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from m3el_hf.data.card import plain
-from m3el_hf.errors import one_line
 from m3el_hf.evaluation.report.cells import (
     DASH,
     counts,
@@ -25,6 +24,7 @@ from m3el_hf.evaluation.report.cells import (
     deviation,
     heading,
     number,
+    printable,
     setting_line,
     text,
     with_counts,
@@ -128,7 +128,7 @@ def _tabular(report: Report, table: DataTable) -> str:
     columns, rows = _shown(table)
     versions = described(report.provenance.get("versions", {}))
     comments = [table.title, setting_line(table), versions]
-    head = [f"% {one_line(comment)}" for comment in comments if comment]
+    head = [f"% {printable(comment)}" for comment in comments if comment]
     lines = [
         " & ".join(map(_escaped, cells)) + r" \\" for cells in [[heading(table, column) for column in columns], *rows]
     ]
@@ -141,8 +141,7 @@ def _tabular(report: Report, table: DataTable) -> str:
 
 def _escaped(words: str) -> str:
     """Text as LaTeX takes it as text."""
-    line = one_line("".join(letter if letter.isprintable() else " " for letter in words))
-    return "".join(_LATEX.get(letter, letter) for letter in line)
+    return "".join(_LATEX.get(letter, letter) for letter in printable(words))
 
 
 def _rich_table(table: DataTable) -> RichTable:
