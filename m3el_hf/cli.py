@@ -40,6 +40,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_data(commands)
     _add_train(commands)
     _add_evaluate(commands)
+    _add_experiment(commands)
     _add_link(commands)
     _add_push(commands)
     return parser
@@ -271,6 +272,40 @@ def _evaluate(options: argparse.Namespace) -> None:
     if report is not None:
         Console().print(report.to_rich())
         print(f"report: {options.output / 'report.html'}")
+
+
+def _add_experiment(commands: Any) -> None:
+    summary = "train and measure what one of the papers' open questions needs, and answer it"
+    parser = _command(commands, "experiment", summary, _experiment)
+    parser.add_argument("name", help="an experiment, or a YAML file of your own; an unknown name lists all")
+    parser.add_argument("--data", help="folder or Hub id of a built dataset; default: generated data")
+    parser.add_argument("--other-data", help="another one, for generalisation")
+    parser.add_argument(
+        "--recipe", type=Path, help="YAML file of training settings; default: a tiny model from scratch"
+    )
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="each model is trained once a seed")
+    parser.add_argument("--split", default="test", help="the rows that are measured")
+    parser.add_argument(
+        "--output", type=Path, default=Path("runs/experiments"), help="folder for models, evaluations and reports"
+    )
+
+
+def _experiment(options: argparse.Namespace) -> None:
+    from m3el_hf.experiments.config import read_experiment
+
+    experiment = read_experiment(options.name)  # a mistake in it answers before all that it needs is imported
+    from rich.console import Console
+
+    from m3el_hf.experiments.findings import run_experiment
+    from m3el_hf.experiments.runner import ExperimentOptions, Runner
+
+    _hush()
+    values = {field.name: getattr(options, field.name) for field in fields(ExperimentOptions)}
+    report = run_experiment(Runner(experiment, ExperimentOptions(**values | {"seeds": tuple(options.seeds)})))
+    folder = options.output / experiment.name
+    report.save(folder)
+    Console().print(report.to_rich())
+    print(f"report: {folder / 'report.html'}")
 
 
 def _add_link(commands: Any) -> None:

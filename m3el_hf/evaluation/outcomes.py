@@ -93,20 +93,29 @@ class Evaluation:
 
     def mean(self, system: str, figure: str = "accuracy", where: Mask | None = None) -> float | None:
         """The mean over the tasks that some row fits; None where the system cannot do one of them, or none fits."""
-        values = self.macro_values(system, figure, where)
-        return None if values is None else float(values[1].mean())
+        found = self.values(system, None, figure, where)
+        return None if found is None else float(found[1].mean())
 
-    def macro_values(
-        self, system: str, figure: str = "accuracy", where: Mask | None = None
+    def values(
+        self, system: str, task: str | None = None, figure: str = "accuracy", where: Mask | None = None
     ) -> tuple[NDArray[np.int64], Values] | None:
-        """The rows that count, and each one's share of the mean over tasks: their mean is that figure.
+        """The rows that count, and each one's share of a figure, which is their mean.
 
-        A row that fits few tasks has a small share. Intervals and paired differences of the mean over tasks are those
-        of these values, up to the chance in how many rows fit a task.
+        Of the mean over tasks, a row that fits few tasks has a small share. Its intervals and paired differences are
+        those of these values, up to the chance in how many rows fit a task.
+
+        Args:
+            system: The system.
+            task: The task; None for the mean over the tasks that some row fits.
+            figure: ``"accuracy"`` or ``"mrr"``.
+            where: ``[n]``, which rows count; None for all that fit.
 
         Returns:
-            Rows ``[m]`` and values ``[m]``, or None as `mean` says.
+            Rows ``[m]`` and values ``[m]``; None where there are no rows, or the system cannot do a task.
         """
+        if task is not None:
+            part = self._part(system, task, where)
+            return None if part is None else (part.rows, part.values(figure))
         total, count = np.zeros(len(self)), np.zeros(len(self), bool)
         fitting = [task.name for task in self.tasks if self._fits(task.name, where)]
         for task in fitting:
@@ -127,7 +136,7 @@ class Evaluation:
             task: The task; None for the mean over tasks.
             figure: ``"accuracy"`` or ``"mrr"``.
         """
-        mine, theirs = (self._values(system, task, figure) for system in (one, other))
+        mine, theirs = (self.values(system, task, figure) for system in (one, other))
         if mine is None or theirs is None:
             return None
         return paired_difference(mine[1], theirs[1], self.facts["gold"][mine[0]])
@@ -139,12 +148,6 @@ class Evaluation:
         knowledge base a row without its picture still counts there, where it has text.
         """
         return ~(self.facts["own_picture"] & get_task(task).mention.has_image)
-
-    def _values(self, system: str, task: str | None, figure: str) -> tuple[NDArray[np.int64], Values] | None:
-        if task is None:
-            return self.macro_values(system, figure)
-        part = self._part(system, task, None)
-        return None if part is None else (part.rows, part.values(figure))
 
     def _fits(self, task: str, where: Mask | None) -> bool:
         if where is None:

@@ -36,6 +36,13 @@ class Arm:
     topics: tuple[str, ...] | None = None
     fraction: float = 1.0
 
+    @property
+    def said(self) -> str:
+        """All that it changes, in one line."""
+        parts = [f"{name} {value}" for name, value in self.settings.items()]
+        parts += [f"topics {' '.join(self.topics)}"] if self.topics is not None else []
+        return ", ".join([*parts, *([f"{self.fraction:.0%} of the training rows"] if self.fraction < 1 else [])])
+
 
 @dataclass(frozen=True)
 class Experiment:
@@ -95,7 +102,7 @@ _KEYS = {"title", "question", "kind", "arms", "reference", "conditions", "split_
 
 
 def _experiment(name: str, read: dict[str, Any]) -> Experiment:
-    from m3el_hf.experiments.conditions import CONDITIONS
+    from m3el_hf.experiments.conditions import CONDITIONS  # which imports much
 
     for key in read:
         if key not in _KEYS:
@@ -134,5 +141,6 @@ def _arm(experiment: str, name: str, read: Any) -> Arm:
     fraction = float(settings.pop("fraction", 1.0))
     if not 0 < fraction <= 1:
         raise M3ELError(f"experiment {experiment}: the arm {name!r} sees {fraction} of the rows: above 0, at most 1")
-    values = {key: read_setting(key, value, f"experiment {experiment}, arm {name!r}") for key, value in settings.items()}
+    place = f"experiment {experiment}, arm {name!r}"
+    values = {key: read_setting(key, value, place) for key, value in settings.items()}
     return Arm(name, values, None if topics is None else tuple(topics), fraction)

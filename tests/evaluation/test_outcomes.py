@@ -109,7 +109,7 @@ def test_the_mean_of_some_rows_is_that_of_their_tasks(seed, share):
     expected = [figures["accuracy"] for figures in of_tasks if figures]
     if expected:
         assert found.mean("one", where=where) == pytest.approx(np.mean(expected))
-        rows, shares = found.macro_values("one", where=where)
+        rows, shares = found.values("one", where=where)
         assert shares.mean() == pytest.approx(np.mean(expected))
         assert set(rows) == set(np.flatnonzero(where))
     else:

@@ -65,7 +65,7 @@ def mean_accuracy(
     evaluation: Evaluation, system: str, where: Mask | None = None, figure: str = "accuracy"
 ) -> Estimate | None:
     """The mean over tasks with its interval, None as `Evaluation.mean` says."""
-    found = evaluation.macro_values(system, figure, where)
+    found = evaluation.values(system, None, figure, where)
     if found is None:
         return None
     rows, values = found
