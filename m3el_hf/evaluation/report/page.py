@@ -106,27 +106,21 @@ def _template() -> jinja2.Template:
 def _shown(table: DataTable) -> Shown:
     columns, rows = with_counts(table)
     body = len(table.body)
-    order = [places([row[place] for row in rows[:body]]) for place in range(len(columns))]
+    means = [None] * table.summary_rows  # they have no place among the others
+    order = [places([row[column] for row in rows[:body]]) + means for column in range(len(columns))]
     own_n = counts(table).in_cells
-    shown = [
-        Row(
-            tuple(
-                _cell(value, column, order[place][number] if number < body else None, own_n)
-                for place, (column, value) in enumerate(zip(columns, row, strict=True))
-            ),
-            table.tags[number] if table.tags else {},
-        )
-        for number, row in enumerate(rows)
-    ]
+    shown = tuple(
+        Row(tuple(_cell(*parts, own_n) for parts in zip(row, columns, ranks, strict=True)), tags)
+        for row, ranks, tags in zip(rows, zip(*order, strict=True), table.tags or [{}] * len(rows), strict=True)
+    )
     chart = None
     if table.chart:
-        drawn = [_data_url("svg+xml", charts.svg(table, ink)) for ink in (charts.LIGHT, charts.DARK)]
-        chart = (charts.about(table), drawn[0], drawn[1])
-    rows_and_means = tuple(shown[:body]), tuple(shown[body:])
+        light, dark = (_data_url("svg+xml", charts.svg(table, ink)) for ink in (charts.LIGHT, charts.DARK))
+        chart = (charts.about(table), light, dark)
     setting = setting_line(table)
     if any(interval(value) for row in rows for value in row):
         setting += " · small type: 95 % intervals"
-    return Shown(table, columns, *rows_and_means, common_unit(table), setting, chart)
+    return Shown(table, columns, shown[:body], shown[body:], common_unit(table), setting, chart)
 
 
 def _cell(value: Value, column: Column, place: int | None, own_n: bool) -> Cell:
