@@ -106,7 +106,7 @@ def _template() -> jinja2.Template:
 def _shown(table: DataTable) -> Shown:
     columns, rows = with_counts(table)
     body = len(table.body)
-    means = [None] * table.summary_rows  # they have no place among the others
+    means: list[int | None] = [None] * table.summary_rows  # they have no place among the others
     order = [places([row[column] for row in rows[:body]]) + means for column in range(len(columns))]
     own_n = counts(table).in_cells
     shown = tuple(
