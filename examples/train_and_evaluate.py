@@ -14,9 +14,10 @@ from rich.console import Console
 
 from m3el_hf.data.collator import LinkingCollator
 from m3el_hf.data.store import build
-from m3el_hf.evaluation.baselines import BASELINES
-from m3el_hf.evaluation.evaluator import ModelSystem, evaluate
-from m3el_hf.evaluation.run_report import RunReport
+from m3el_hf.evaluation.measure import measure
+from m3el_hf.evaluation.report import Setting
+from m3el_hf.evaluation.report.contents import evaluation_report
+from m3el_hf.evaluation.systems import ModelSystem
 from m3el_hf.training.arguments import TrainingArguments
 from m3el_hf.training.loop import train
 from m3el_hf.training.start import start_model
@@ -37,8 +38,9 @@ def main(minutes: float = 1.0) -> None:
             eval_steps=0.333,
         )
         model, _ = train(model, collator, data["train"], data["validation"], arguments)
-        table = evaluate([*BASELINES, ModelSystem("trained", model, collator)], data["test"])
-        Console().print(RunReport("mini, test", table, {}).to_rich())
+        evaluation = measure([ModelSystem("trained", model, collator)], data["test"], training=data["train"])
+        setting = Setting("test", "candidate set, as released", "expected rank", "0")
+        Console().print(evaluation_report("mini, test", evaluation, setting, strong="trained").to_rich())
 
 
 if __name__ == "__main__":

@@ -240,31 +240,37 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _add_evaluate(commands: Any) -> None:
-    parser = _command(commands, "evaluate", "measure a model beside the baselines on the nine tasks", _evaluate)
-    parser.add_argument("model", help="folder or Hub id of a saved model")
+    parser = _command(commands, "evaluate", "measure models beside the baselines, and write a report", _evaluate)
+    parser.add_argument("models", nargs="+", help="folders or Hub ids of saved models, or of plain CLIPs")
     parser.add_argument("--data", required=True, help="folder or Hub id of a built dataset")
     parser.add_argument("--split", default="test", help="which rows")
-    parser.add_argument("--output", type=Path, default=Path("runs/evaluate"), help="folder for the report")
+    parser.add_argument("--tasks", nargs="+", metavar="TASK", help="which tasks; default: all nine, or it2it in a base")
+    parser.add_argument(
+        "--against",
+        choices=("candidates", "knowledge-base"),
+        help="rank among each mention's own candidates (default, where there are some) or among all entities",
+    )
+    parser.add_argument(
+        "--nil", choices=("drop", "miss", "entity"), default="drop", help="what mentions of no entity count as"
+    )
+    parser.add_argument("--nil-score", type=float, help="the score of NIL, where it is an entity")
+    parser.add_argument(
+        "--output", type=Path, default=Path("runs/evaluate"), help="folder for the report and all counts"
+    )
+    parser.add_argument("--cache-dir", type=Path, help="keep encoded entities here for the next time")
 
 
 def _evaluate(options: argparse.Namespace) -> None:
     from rich.console import Console
 
-    from m3el_hf.evaluation.measure import measure
-    from m3el_hf.evaluation.run_report import RunReport, software
-    from m3el_hf.sources import load_built, load_model
+    from m3el_hf.evaluation_run import EvaluationOptions, run_evaluation
 
     _hush()
-    model, processor = load_model(options.model)
-    data = load_built(options.data)
-    if options.split not in data:
-        raise M3ELError(f"{options.data} has no split {options.split!r}: it has {', '.join(data)}")
-    table = measure(model, processor, data[options.split], progress=True)
-    provenance = {"data": options.data, "split": options.split, "model": options.model, **software()}
-    report = RunReport(f"{options.model} on {options.data}, {options.split}", table, provenance)
-    report.save(options.output)
-    Console().print(report.to_rich())
-    print(f"report: {options.output / 'report.html'}")
+    values = {field.name: getattr(options, field.name) for field in fields(EvaluationOptions)}
+    report = run_evaluation(EvaluationOptions(**values))
+    if report is not None:
+        Console().print(report.to_rich())
+        print(f"report: {options.output / 'report.html'}")
 
 
 def _add_link(commands: Any) -> None:
@@ -293,20 +299,48 @@ def _link(options: argparse.Namespace) -> None:
 
 
 def _add_push(commands: Any) -> None:
-    parser = _command(commands, "push", "publish a saved model, with its card", _push)
-    parser.add_argument("folder", type=Path, help="folder of a saved model")
-    _add_push_options(parser)
+    parser = _command(commands, "push", "publish a saved model with its card, or the metric", _push)
+    folder = parser.add_argument("folder", type=Path, help="folder of a saved model")
+    repository = _add_push_options(parser)
+    parser.add_argument(
+        "--metric",
+        metavar="user/name",
+        action=_InsteadOf,
+        replaced=(folder, repository),
+        help="publish the package's metric as this Space, for evaluate.load; takes no folder",
+    )
 
 
-def _add_push_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("repo_id", help="user/name on the Hub; created if it does not exist")
+class _InsteadOf(argparse.Action):
+    """An option that is given instead of positional arguments: made optional, those could not have options between."""
+
+    def __init__(self, *, replaced: Sequence[argparse.Action], **options: Any) -> None:
+        super().__init__(**options)
+        self.replaced = replaced
+
+    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: Any = None) -> None:
+        setattr(namespace, self.dest, values)
+        for action in self.replaced:
+            action.required = False
+
+
+def _add_push_options(parser: argparse.ArgumentParser) -> argparse.Action:
+    repository = parser.add_argument("repo_id", help="user/name on the Hub; created if it does not exist")
     parser.add_argument("--private", action="store_true", help="make a new repository private")
+    return repository
 
 
 def _push(options: argparse.Namespace) -> None:
     from m3el_hf.hub.push import push_folder
 
-    print(push_folder(options.folder, options.repo_id, private=options.private))
+    if options.metric is None:
+        print(push_folder(options.folder, options.repo_id, private=options.private))
+        return
+    if options.folder is not None:
+        raise M3ELError("push either a folder or the metric: --metric user/name takes no folder")
+    from m3el_hf.metrics import LINKING_ACCURACY
+
+    print(push_folder(LINKING_ACCURACY, options.metric, repo_type="space", private=options.private))
 
 
 if __name__ == "__main__":

@@ -5,20 +5,27 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from datasets import Dataset, DatasetDict, concatenate_datasets
 from rich.console import Console
 
-from m3el_hf.data.collator import LinkingCollator, undecoded
+from m3el_hf.data.collator import LinkingCollator, candidates_of, undecoded
 from m3el_hf.data.manifest import read_unusable_images
 from m3el_hf.data.store import build
 from m3el_hf.errors import M3ELError
-from m3el_hf.evaluation.baselines import BASELINES
-from m3el_hf.evaluation.evaluator import ModelSystem, System, Table, average_mention, evaluate
-from m3el_hf.evaluation.run_report import Example, RunReport, software
+from m3el_hf.evaluation.baselines import baselines
+from m3el_hf.evaluation.control import MentionBlind, average_mention
+from m3el_hf.evaluation.evaluator import evaluate
+from m3el_hf.evaluation.examples import errors
+from m3el_hf.evaluation.measure import CONTROL, CONTROL_NOTE, described
+from m3el_hf.evaluation.outcomes import Evaluation
+from m3el_hf.evaluation.report import Report, Setting, software
+from m3el_hf.evaluation.report.contents import evaluation_report
+from m3el_hf.evaluation.systems import ModelSystem
 from m3el_hf.hub.model_card import render_model_card
 from m3el_hf.linking.linker import EntityLinker
 from m3el_hf.modeling.modeling_clipnd import ClipNDModel
@@ -31,7 +38,7 @@ from m3el_hf.training.start import start_model
 SMALL = 100
 """Below this many rows a 95 % interval spans some 20 points."""
 
-BEFORE, AFTER, CONTROL = "before training", "after training", "mention-blind control"
+BEFORE, AFTER = "before training", "after training"
 
 
 @dataclass(frozen=True)
@@ -57,7 +64,7 @@ class QuickstartOptions:
     seed: int = 0
 
 
-def quickstart(options: QuickstartOptions, console: Console) -> RunReport:
+def quickstart(options: QuickstartOptions, console: Console) -> Report:
     """Runs the whole line and returns what it measured; the same lies in ``options.output``.
 
     Raises:
@@ -78,7 +85,8 @@ def quickstart(options: QuickstartOptions, console: Console) -> RunReport:
     )
 
     began = time.monotonic()
-    before = evaluate([*BASELINES, ModelSystem(BEFORE, model, collator)], held_out, progress=True)
+    first = [*baselines(described(held_out)), ModelSystem(BEFORE, model, collator)]
+    before = evaluate(first, held_out, training=data["train"], progress=True)
     reserve = 2 * (time.monotonic() - began) + 5  # the model, its control and the test rows are measured once more
     minutes = options.minutes - (time.monotonic() - start + reserve) / 60
     if minutes < 0.05:
@@ -88,23 +96,27 @@ def quickstart(options: QuickstartOptions, console: Console) -> RunReport:
     model, result = train(model, collator, data["train"], data["validation"], arguments)
     if not result.is_finished:
         raise M3ELError(f"told to stop after {result.steps} steps of training: nothing was measured; start it again")
-    systems: list[System] = [ModelSystem(AFTER, model, collator)]
-    systems.append(ModelSystem(CONTROL, model, collator, average_mention(model, collator, held_out)))
-    after = evaluate(systems, held_out, progress=True)
-
-    table = Table(before.cells | after.cells, before.evaluable, before.rows)
-    test = evaluate(systems[:1], data["test"]) if "test" in data else None
-    example = _link_one(model, processor, data["test" if "test" in data else "validation"])
-    report = RunReport(
-        title=f"M3EL quickstart on {_data_name(options)}",
-        table=table,
+    trained = ModelSystem(AFTER, model, collator)
+    control = MentionBlind(CONTROL, trained, average_mention(trained, held_out))
+    after = evaluate([trained, control], held_out, progress=True)
+    evaluation = replace(before, outcomes=before.outcomes | after.outcomes)
+    report = evaluation_report(
+        f"M3EL quickstart on {_data_name(options)}",
+        evaluation,
+        Setting(_split(data), "candidate set, as released", "expected rank", str(options.seed)),
+        strong=AFTER,
+        examples=errors(evaluation, trained, held_out),
+        notes=_notes(evaluation, data),
         provenance=_provenance(options, data, result, time.monotonic() - start),
-        notes=_notes(table, test),
-        example=example,
     )
-    _save(options, model, processor, report)
-    _show(console, report, options.output)
+    _save(options, model, processor, report, evaluation)
+    linked = _link_one(model, processor, data["test" if "test" in data else "validation"])
+    _show(console, report, options.output, linked)
     return report
+
+
+def _split(data: DatasetDict) -> str:
+    return "validation + test" if "test" in data else "validation"
 
 
 def _data_name(options: QuickstartOptions) -> str:
@@ -146,41 +158,32 @@ def _training_arguments(options: QuickstartOptions, minutes: float) -> TrainingA
     return TrainingArguments(**common, learning_rate=1e-4 if options.lora else 1e-5, per_device_train_batch_size=16)
 
 
-def _link_one(model: ClipNDModel, processor: ClipNDProcessor, rows: Dataset) -> Example:
-    """Links the first row that has most to show: text, a picture, and pictures of its candidates."""
+def _link_one(model: ClipNDModel, processor: ClipNDProcessor, rows: Dataset) -> list[str]:
+    """Links the first row that has most to show, by the linker, and says what came out, line by line."""
     rows = undecoded(rows)
     row = next((row for row in rows if row["mention_image"] and all(row["candidate_images"])), rows[0])
-    keys = ("candidate_qids", "candidate_names", "candidate_descriptions", "candidate_images")
-    columns = zip(*(row[key] for key in keys), strict=True)
-    entities = [dict(zip(("qid", "name", "description", "image"), values, strict=True)) for values in columns]
+    entities = [entity._asdict() for entity in candidates_of(row)]
     linker = EntityLinker(model, processor, entities)
     links = linker(name=row["mention"], context=row["context"], image=row["mention_image"], top_k=len(entities))
-    pictures = {entity["qid"]: entity["image"] and entity["image"]["bytes"] for entity in entities}
-    return Example(
-        mention=row["mention"],
-        context=row["context"],
-        picture=row["mention_image"] and row["mention_image"]["bytes"],
-        candidates=[
-            (link.name, link.description, link.score, link.qid == row["answer_qid"], pictures[link.qid])
-            for link in links
-        ],
-    )
+    lines = [f"\nlinked: {row['mention']}  {row['context'] or ''}"]
+    for link in links:
+        gold = "gold" if link.qid == row["answer_qid"] else "    "
+        lines.append(f"  {link.score:8.2f}  {gold}  {link.name}: {link.description or ''}")
+    return lines
 
 
-def _notes(table: Table, test: Table | None) -> list[str]:
-    notes = [
-        "The mention-blind control replaces every mention by the average mention: it must sit at chance, and how far "
-        "it does not is the size of a shortcut.",
-        f"A row counts for a task if it has all that the task shows; there are {table.rows} rows.",
-    ]
-    if table.rows < SMALL:
-        notes.append(f"{table.rows} rows are too few for any figure here, the control's included, to mean much.")
-    mean = None if test is None else test.mean(AFTER)
-    if mean is not None and test is not None:
-        notes.append(
-            "The figures are on validation + test, and validation chose the checkpoint; on test alone the trained "
-            f"model's mean is {100 * mean:.1f} (n = {test.rows})."
-        )
+def _notes(evaluation: Evaluation, data: DatasetDict) -> list[str]:
+    notes = [CONTROL_NOTE]
+    if len(evaluation) < SMALL:
+        notes.append(f"{len(evaluation)} rows are too few for any figure here, the control's included, to mean much.")
+    if "test" in data:
+        is_test = np.isin(evaluation.facts["id"], data["test"]["id"])
+        mean = evaluation.mean(AFTER, where=is_test)
+        if mean is not None:
+            notes.append(
+                "The figures are on validation + test, and validation chose the checkpoint; on test alone the trained "
+                f"model's mean is {100 * mean:.1f} (n = {is_test.sum()})."
+            )
     return notes
 
 
@@ -189,34 +192,31 @@ def _provenance(
 ) -> dict[str, Any]:
     return {
         "data": _data_name(options),
-        "split": "validation + test" if "test" in data else "validation",
         "rows": ", ".join(f"{split} {rows.num_rows}" for split, rows in data.items()),
-        "protocol": "as released, candidate set, ties count as chance",
         "base": options.base or "random weights",
         "head": options.head,
         "seed": options.seed,
         "steps": f"{result.steps}, best at {result.best_step} (validation MRR {result.best_mrr:.3f})",
         "time": f"{seconds / 60:.1f} minutes on {os.cpu_count()} CPU cores",
-        **software(),
+        "versions": software(),
     }
 
 
-def _save(options: QuickstartOptions, model: ClipNDModel, processor: ClipNDProcessor, report: RunReport) -> None:
+def _save(
+    options: QuickstartOptions, model: ClipNDModel, processor: ClipNDProcessor, report: Report, evaluation: Evaluation
+) -> None:
     report.save(options.output)
     folder = options.output / "model"
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     name = f"clipnd-{_data_name(options).split()[0]}"
-    render_model_card(model, report, name=name, system=AFTER, base=options.base).save(folder / "README.md")
+    card = render_model_card(model, report, evaluation, name=name, system=AFTER, base=options.base)
+    card.save(folder / "README.md")
 
 
-def _show(console: Console, report: RunReport, output: Path) -> None:
+def _show(console: Console, report: Report, output: Path, linked: list[str]) -> None:
     console.print(report.to_rich())
     for note in report.notes:
         console.print(note, style="dim")
-    if report.example is not None:
-        lines = [f"\nlinked: {report.example.mention}  {report.example.context or ''}"]
-        for name, description, score, gold, _ in report.example.candidates:
-            lines.append(f"  {score:8.2f}  {'gold' if gold else '    '}  {name}: {description or ''}")
-        console.print("\n".join(lines), markup=False, highlight=False)  # a name may look like markup
+    console.print("\n".join(linked), markup=False, highlight=False)  # a name may look like markup
     console.print(f"\nreport:  {output / 'report.html'}\nmodel:   {output / 'model'}")

@@ -248,12 +248,14 @@ def load_model(source: str | Path) -> tuple[ClipNDModel, ClipNDProcessor]:
     """Loads a saved model, onto the accelerator where there is one, and its processor.
 
     Args:
-        source: A folder or a Hub id of a saved `ClipNDModel`, or of adapters (`m3el_hf.add_lora`) with the processor
-            beside them.
+        source: A folder or a Hub id of a saved `ClipNDModel`, of adapters (`m3el_hf.add_lora`) with the processor
+            beside them, or of a plain CLIP, which then links as it is (zero-shot) by the head ``clip``.
 
     Raises:
         M3ELError: If it cannot be loaded.
     """
+    from transformers import PretrainedConfig
+
     from m3el_hf.modeling.modeling_clipnd import ClipNDModel
     from m3el_hf.modeling.processing_clipnd import ClipNDProcessor
 
@@ -261,7 +263,9 @@ def load_model(source: str | Path) -> tuple[ClipNDModel, ClipNDProcessor]:
     try:
         if adapter_base(name) == "":
             raise M3ELError(f"{source} holds adapters that name no base: {NAME_BASE}")
-        model, processor = ClipNDModel.from_pretrained(name), ClipNDProcessor.from_pretrained(name)
+        is_clip = PretrainedConfig.get_config_dict(name)[0].get("model_type") == "clip"
+        model = ClipNDModel.from_clip(name) if is_clip else ClipNDModel.from_pretrained(name)
+        processor = ClipNDProcessor.from_pretrained(name)
     except M3ELError:
         raise
     except (OSError, ValueError) as error:

@@ -13,9 +13,11 @@ from datasets import DatasetDict
 
 from m3el_hf.data.collator import LinkingCollator
 from m3el_hf.errors import M3ELError
-from m3el_hf.evaluation.evaluator import ModelSystem, Table, evaluate
-from m3el_hf.evaluation.measure import MODEL, measure
-from m3el_hf.evaluation.run_report import RunReport, software
+from m3el_hf.evaluation.evaluator import evaluate
+from m3el_hf.evaluation.measure import CONTROL_NOTE, MODEL, measure
+from m3el_hf.evaluation.report import Setting, software
+from m3el_hf.evaluation.report.contents import evaluation_report
+from m3el_hf.evaluation.systems import ModelSystem
 from m3el_hf.hub.model_card import render_model_card
 from m3el_hf.hub.push import check_repository, push_folder
 from m3el_hf.modeling.modeling_clipnd import ClipNDModel
@@ -117,36 +119,34 @@ def _write_card(
 ) -> None:
     """Measures the model and writes the card into ``best``."""
     split = "test" if "test" in data else "validation"
-    table = measure(model, collator, data[split])
-    validation = table
-    if split == "test":
-        validation = evaluate([ModelSystem(MODEL, model, collator)], data["validation"])
-    report = RunReport(
-        title=f"{arguments.output_dir.name} on {public_name(arguments.data)}, {split}",
-        table=table,
-        provenance=_provenance(arguments, data, split, model, result),
-        notes=_notes(table, split, validation),
+    system = ModelSystem(MODEL, model, collator)
+    evaluation = measure([system], data[split], training=data["train"])
+    report = evaluation_report(
+        f"{arguments.output_dir.name} on {public_name(arguments.data)}, {split}",
+        evaluation,
+        Setting(split, "candidate set, as released", "expected rank", str(arguments.seed)),
+        strong=MODEL,
+        notes=_notes(data, split, system),
+        provenance=_provenance(arguments, data, model, result),
     )
     name = (arguments.push_to_hub or arguments.output_dir.resolve().name).rpartition("/")[2]
-    card = render_model_card(model, report, name=name, system=MODEL, base=arguments.base)
+    card = render_model_card(model, report, evaluation, name=name, system=MODEL, base=arguments.base)
     card.save(Path(arguments.output_dir, "best", "README.md"))
 
 
-def _notes(table: Table, split: str, validation: Table) -> list[str]:
-    notes = [
-        "The mention-blind control replaces every mention by the average mention: it must sit at chance, and how far "
-        "it does not is the size of a shortcut."
-    ]
+def _notes(data: DatasetDict, split: str, system: ModelSystem) -> list[str]:
+    notes = [CONTROL_NOTE]
     if split == "validation":
         return [*notes, "There is no test split: validation chose these weights, and its figures flatter them."]
-    mean = validation.mean(MODEL)
+    mean = evaluate([system], data["validation"]).mean(MODEL)
     if mean is not None:
-        notes.append(f"On validation, which chose these weights, the mean is {100 * mean:.1f} (n = {validation.rows}).")
+        rows = len(data["validation"])
+        notes.append(f"On validation, which chose these weights, the mean is {100 * mean:.1f} (n = {rows}).")
     return notes
 
 
 def _provenance(
-    arguments: RunArguments, data: DatasetDict, split: str, model: ClipNDModel, result: TrainingResult
+    arguments: RunArguments, data: DatasetDict, model: ClipNDModel, result: TrainingResult
 ) -> dict[str, Any]:
     changed = {
         name: value
@@ -155,13 +155,11 @@ def _provenance(
     }
     return {
         "data": public_name(arguments.data),
-        "split": split,
         "rows": ", ".join(f"{name} {rows.num_rows}" for name, rows in data.items()),
-        "protocol": "candidate set, ties count as chance",
         "base": public_name(arguments.base) if arguments.base else "random weights",
         "head": model.config.head,
         "seed": arguments.seed,
         "steps": f"{result.steps}, best at {result.best_step} (validation MRR {result.best_mrr:.3f})",
         "settings": ", ".join(f"{name} {value}" for name, value in changed.items()) or "the defaults",
-        **software(),
+        "versions": software(),
     }

@@ -366,6 +366,8 @@ class Handler(BaseHTTPRequestHandler):
         if key in self.hub.repositories:
             # The client's `exist_ok` reads the address out of this error.
             raise HubError(409, "You already created this repo", url=self.hub.page(self.hub.repositories[key]))
+        if key[1] == "space" and not json.loads(self.body).get("sdk"):
+            raise HubError(400, "A Space needs an sdk: one of gradio, docker or static")
         private = json.loads(self.body).get("visibility") == "private"
         return {"name": key[0], "url": self.hub.page(self.hub.create(*key, private))}
 

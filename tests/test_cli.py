@@ -8,6 +8,7 @@ import pytest
 
 from m3el_hf import ClipNDProcessor
 from m3el_hf.cli import main
+from m3el_hf.evaluation.outcomes import Evaluation
 from m3el_hf.sources import load_model
 from tests.conftest import instance, tiny_model, write_release
 
@@ -84,6 +85,9 @@ def test_build_reports_what_it_left_out(tmp_path, capsys):
         (["link", "--model", "{model}", "--knowledge-base", "{store}"], "nothing to link"),
         (["link", "--model", "{model}", "--knowledge-base", "{store}", "--image", "{store}/README.md"], "README.md"),
         (["push", "{tmp}", "user/x"], "no config.json"),
+        (["push", "{tmp}", "--private", "user/x"], "no config.json"),
+        (["push", "{tmp}", "--metric", "user/linking_accuracy"], "either a folder or the metric"),
+        (["push", "--metric", "user/x"], "name the repository user/linking_accuracy"),
     ],
 )
 def test_a_mistake_gets_one_line_and_status_2(command, says, tmp_path, store, saved, capsys):
@@ -111,7 +115,14 @@ def test_train_evaluate_and_link_follow_each_other(kind, store, tmp_path, capsys
     model = str(tmp_path / "best")
     assert main(["evaluate", model, "--data", str(store), "--output", str(tmp_path / "report")]) == 0
     results = json.loads((tmp_path / "report" / "results.json").read_text())
-    assert set(results["cells"]) == {"chance", "string match", "image hash", "model", "mention-blind control"}
+    names = [column["name"] for column in results["tables"][0]["columns"]]
+    assert {"chance", "BM25", "image hash", "model", "mention-blind control"} < set(names)
+    again = Evaluation.load(tmp_path / "report")
+    assert (again.protocol, len(again)) == ("candidate set", results["tables"][0]["rows"][0]["cells"]["n"])
+    base = ["--against", "knowledge-base", "--tasks", "t2t", "it2it", "--cache-dir", str(tmp_path / "kept")]
+    assert main(["evaluate", model, "--data", str(store), "--output", str(tmp_path / "base"), *base]) == 0
+    assert "full knowledge base of" in Evaluation.load(tmp_path / "base").protocol
+    assert list((tmp_path / "kept").rglob("*.safetensors"))
     assert (
         main(["link", "--model", model, "--knowledge-base", str(store), "--context", "a red star", "--top-k", "3"]) == 0
     )

@@ -52,6 +52,14 @@ def test_a_part_beyond_the_end(hub: HubServer) -> None:
     assert response.status == 416
 
 
+def test_a_space_needs_an_sdk(hub: HubServer) -> None:
+    space = {"name": "page", "type": "space"}
+    response, _ = ask(hub, "POST /api/repos/create", json.dumps(space))
+    assert response.status == 400
+    response, body = ask(hub, "POST /api/repos/create", json.dumps({**space, "sdk": "gradio"}))
+    assert json.loads(body)["url"] == f"{hub.url}/spaces/user/page"
+
+
 def test_head_describes_a_large_file(hub: HubServer) -> None:
     response, body = ask(hub, "HEAD /user/x/resolve/main/sub/b.bin")
     assert body == b""

@@ -20,16 +20,20 @@ def run(**options):
 
 def test_everything_is_measured_and_written(store: Path, tmp_path):
     report, printed = run(data_dir=store, output=tmp_path, minutes=0.3)
-    assert report.systems == ["chance", "string match", "image hash", BEFORE, AFTER, CONTROL]
-    assert len(report.rows()) == 10
-    assert all(cell["accuracy"] == pytest.approx(1 / 3) for cell in report.table.cells["chance"].values())
+    accuracy = report.tables[0]
+    named = [column.name for column in accuracy.columns]
+    strings = ["string match", "character match", "BM25"]
+    assert named == ["task", "chance", *strings, "image hash", BEFORE, AFTER, CONTROL, "n"]
+    assert len(accuracy.rows) == 10
+    assert all(row[1].value == pytest.approx(1 / 3) for row in accuracy.rows)
     for task in ("t2t", "it2it", "mean", "linked:", "gold"):
         assert task in printed
     results = json.loads((tmp_path / "results.json").read_text())
-    assert results["cells"][AFTER]["i2i"]["n"] == results["evaluable"]["i2i"] > 0
-    assert (tmp_path / "chart.png").read_bytes().startswith(b"\x89PNG")
-    assert "<table>" in (tmp_path / "report.html").read_text()
-    assert report.to_markdown() in (tmp_path / "model" / "README.md").read_text()
+    cells = {row["cells"]["task"]: row["cells"] for row in results["tables"][0]["rows"]}
+    assert cells["i2i"][AFTER]["n"] == cells["i2i"]["n"] > 0
+    assert (tmp_path / "chart-accuracy.png").read_bytes().startswith(b"\x89PNG")
+    assert "<table" in (tmp_path / "report.html").read_text()
+    assert "### Accuracy by task" in (tmp_path / "model" / "README.md").read_text()
     assert AutoModel.from_pretrained(tmp_path / "model").config.head == "clip"
 
 
@@ -40,10 +44,11 @@ def test_a_set_without_pictures_says_so(tmp_path):
     release = write_release(tmp_path / "raw", instances)
     (release / "README.md").write_text("# a release may have one")
     report, printed = run(data_dir=release, output=tmp_path / "out", minutes=0.2)
-    assert report.table.evaluable["t2t"] > 0
-    assert [row[1] for row in report.rows()].count("not evaluable, 0 images") == 8
-    assert "not evaluable, 0 images" in printed
-    assert report.example is not None and report.example.picture is None
+    counts = {row[0]: row[-1] for row in report.tables[0].rows}
+    assert counts.pop("t2t") > 0 and counts.pop("mean") is None and set(counts.values()) == {0}
+    (coverage,) = (table for table in report.tables if table.key == "coverage")
+    assert "no mention picture" in [column.name for column in coverage.columns]
+    assert "linked: Name" in printed
 
 
 @pytest.mark.parametrize("lora", [False, True])

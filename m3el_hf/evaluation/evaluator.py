@@ -2,225 +2,289 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
-import torch.nn.functional as F  # noqa: N812
+from accelerate import Accelerator
 from datasets import Dataset
 from numpy.typing import NDArray
-from torch import Tensor
 from tqdm import tqdm
 
-from m3el_hf.data.collator import Batch, LinkingCollator, undecoded
+from m3el_hf.data.collator import EntityRow, candidates_of, undecoded
 from m3el_hf.errors import M3ELError
-from m3el_hf.metrics import load_metric
-from m3el_hf.modeling.encoded_clipnd import Encoded
-from m3el_hf.modeling.modeling_clipnd import ClipNDModel
-from m3el_hf.modeling.offload_clipnd import home_of
-from m3el_hf.modeling.processing_clipnd import ClipNDProcessor
+from m3el_hf.evaluation.chunks import CHUNK, Chunks, EncodedStore, entity_key
+from m3el_hf.evaluation.facts import Familiar, row_facts, why_not
+from m3el_hf.evaluation.outcomes import Evaluation, Outcome
+from m3el_hf.evaluation.ranking import gold_counts
+from m3el_hf.evaluation.sharing import Share
+from m3el_hf.evaluation.systems import Row, Scores, System
 from m3el_hf.tasks import TASKS, Task
 
-Row = Mapping[str, Any]
-Scores = NDArray[np.float64]
-
 BATCH_SIZE = 64
+"""Mentions that are encoded at once."""
 
+GROUP_SIZE = 16
+"""Mentions that are scored at once, against all candidates of any of them."""
 
-class System(Protocol):
-    """Anything that scores candidates: a baseline, a model, a control."""
-
-    name: str
-
-    def can_do(self, task: Task) -> bool:
-        """Whether the system has a say on the task at all."""
-        ...
-
-    def scores(self, rows: Sequence[Row], tasks: Sequence[Task]) -> dict[str, list[Scores | None]]:
-        """Scores each row's candidates for each task, by task name; None where the row does not fit the task."""
-        ...
-
-
-@dataclass(frozen=True)
-class Table:
-    """Figures by system and task.
-
-    Attributes:
-        cells: What the `linking_accuracy` metric returned, by system and task name. A task of which no row fits, or
-            that a system cannot do, has no cell.
-        evaluable: By task name, the rows that fit it.
-        rows: All rows.
-    """
-
-    cells: dict[str, dict[str, dict[str, float]]]
-    evaluable: dict[str, int]
-    rows: int
-
-    def mean(self, system: str, figure: str = "accuracy") -> float | None:
-        """The mean over the tasks that some row fits; None where the system cannot do one of them, or none fits."""
-        values = [self.cells[system].get(name) for name, count in self.evaluable.items() if count]
-        if not values or None in values:
-            return None
-        return float(np.mean([value[figure] for value in values if value is not None]))
+PROTOCOL = "candidate set"
 
 
 def evaluate(
-    systems: Sequence[System], rows: Dataset, tasks: Sequence[Task] = tuple(TASKS.values()), *, progress: bool = False
-) -> Table:
+    systems: Sequence[System],
+    rows: Dataset | Sequence[Row],
+    tasks: Sequence[Task] = tuple(TASKS.values()),
+    *,
+    change: Callable[[Row], Row] | None = None,
+    training: Dataset | None = None,
+    cache_dir: Path | None = None,
+    accelerator: Accelerator | None = None,
+    progress: bool = False,
+) -> Evaluation:
     """Measures every system on every task.
 
-    A row counts for a task if it has everything that the task shows (`Task.fits`); how many do stands in the table.
+    A row counts for a task if it has everything that the task shows (`Task.fits`); how many do not, and why, is kept.
+    Each mention and each entity is encoded once for all tasks.
 
     Args:
         systems: With names that differ.
-        rows: Rows of `m3el_hf.data.schema.ROW_FEATURES`.
+        rows: Rows of `m3el_hf.data.schema.ROW_FEATURES`; a sequence has its pictures as bytes.
         tasks: The tasks; all nine by default.
+        change: What is done to a row before systems see it, such as a condition of `m3el_hf.experiments`. Whether a row
+            fits a task is asked of it as it was; what then shows nothing of a task is scored as all alike.
+        training: The rows that the systems were trained on, to tell golds that are known from others; None where
+            nobody knows them.
+        cache_dir: Where encoded entities are kept for the next time; None to keep none.
+        accelerator: Of several processes, which all call this and divide the work; each gets the whole result, the
+            same as one process by itself.
         progress: Show a progress bar.
 
     Raises:
-        M3ELError: If there are no rows, or a system's score is NaN.
+        M3ELError: If there are no rows, two have the same id, two systems the same name, or a score is NaN or +inf.
     """
-    if not len(rows):
-        raise M3ELError("no rows to evaluate: choose a split that has some")
-    collected: dict[str, dict[str, list[Scores]]] = {
-        system.name: {task.name: [] for task in tasks if system.can_do(task)} for system in systems
+    share = Share(accelerator)
+    asked = _Asked(undecoded(rows) if isinstance(rows, Dataset) else rows, tasks, change)
+    check_names(systems)
+    with share.folder(cache_dir) as folder:
+        chunks = Chunks(asked.read, asked.chunk_count, EncodedStore(folder))
+        found = _Measuring(able_of(systems, tasks), asked, chunks).run(share, progress)
+    facts = row_facts(asked.facts, Familiar.of(training) if training is not None else None)
+    outcomes = {
+        system.name: {task.name: joined(found, (system.name, task.name)) for task in tasks if system.can_do(task)}
+        for system in systems
     }
-    golds: dict[str, list[int]] = {task.name: [] for task in tasks}
-    for batch in tqdm(list(_batches(undecoded(rows))), desc="evaluating", unit=" batches", disable=not progress):
-        for task in tasks:
-            golds[task.name].extend(row["answer"] for row in batch if task.fits(row))
-        for system in systems:
-            able = [task for task in tasks if system.can_do(task)]
-            for name, scores in system.scores(batch, able).items():
-                collected[system.name][name].extend(one for one in scores if one is not None)
-    metric = load_metric()
-    cells = {
-        system: {
-            name: metric.compute(scores=scores, references=golds[name])
-            for name, scores in by_task.items()
-            if golds[name]
-        }
-        for system, by_task in collected.items()
-    }
-    return Table(cells, {name: len(gold) for name, gold in golds.items()}, len(rows))
+    return Evaluation(facts, outcomes, tuple(tasks), PROTOCOL, asked.missing)
 
 
-class ModelSystem:
-    """A model as a `System`: each mention and entity of a batch is encoded once for all tasks.
+def score_candidates(
+    system: System, rows: Sequence[Row], tasks: Sequence[Task] = tuple(TASKS.values())
+) -> dict[str, list[Scores | None]]:
+    """Scores ``[C]`` each row's candidates, in its order, by task; None where a row does not fit the task.
 
     Args:
-        name: Its name in the table.
-        model: The model.
-        processor: Its processor, or a collator that holds it (and has cached the pictures).
-        average: The average mention, by `average_mention`, which replaces each mention. None to look at the mentions.
+        system: The system.
+        rows: Rows of `m3el_hf.data.schema.ROW_FEATURES`, pictures as bytes.
+        tasks: Tasks that the system can do.
     """
-
-    def __init__(
-        self,
-        name: str,
-        model: ClipNDModel,
-        processor: ClipNDProcessor | LinkingCollator,
-        average: Encoded | None = None,
-    ) -> None:
-        self.name = name
-        self.model = model
-        self.collator = processor if isinstance(processor, LinkingCollator) else LinkingCollator(processor)
-        self.average = average
-
-    def can_do(self, task: Task) -> bool:
-        """Every task."""
-        return True
-
-    @torch.inference_mode()
-    def scores(self, rows: Sequence[Row], tasks: Sequence[Task]) -> dict[str, list[Scores | None]]:
-        """Scores each row's candidates, as that row describes them, for each task."""
-        result: dict[str, list[Scores | None]] = {task.name: [None] * len(rows) for task in tasks}
-        fitting = {place: row for place, row in enumerate(rows) if any(task.fits(row) for task in tasks)}
-        if not fitting:
-            return result
-        training, device = self.model.training, home_of(self.model)
-        self.model.eval()
-        batch = self.collator([_with_own_candidates(row) for row in fitting.values()])
-        entities = self.model.encode_entities(**to_device(batch.entities, device))
-        if self.average is None:
-            mentions = self.model.encode_mentions(**to_device(batch.mentions, device))
-        else:
-            mentions = self.average[torch.zeros(len(fitting), dtype=torch.long, device=device)]
-        for task in tasks:
-            scores = self._score_task(list(fitting.values()), task, batch, mentions, entities)
-            for place, one in zip(fitting, scores, strict=True):
-                result[task.name][place] = one
-        self.model.train(training)
-        return result
-
-    def _score_task(
-        self, rows: Sequence[Row], task: Task, batch: Batch, mentions: Encoded, entities: Encoded
-    ) -> list[Scores | None]:
-        mentions = mentions.show(task.mention.has_text, task.mention.has_image)
-        entities = entities.show(task.candidate.has_text, task.candidate.has_image)
-        total = self.model.score(mentions, entities).total.double().cpu().numpy()
-        return [
-            total[position, own] if task.fits(row) else None
-            for position, (row, own) in enumerate(zip(rows, batch.candidates, strict=True))
-        ]
+    asked = _Asked(rows, tasks)
+    found: dict[str, list[Scores | None]] = {task.name: [None] * len(rows) for task in tasks}
+    with Share(None).folder(None) as folder:
+        measuring = _Measuring([system], asked, Chunks(asked.read, asked.chunk_count, EncodedStore(folder)))
+        for batch in asked.batches():
+            scores, mask = measuring.scores(system, None, batch, [rows[number] for number in batch], list(found))
+            for (task, of_rows), totals in zip(found.items(), scores, strict=True):
+                for number, own, real in zip(batch, totals, mask, strict=True):
+                    of_rows[number] = own[real] if asked.fitting[task][number] else None
+    return found
 
 
-@torch.inference_mode()
-def average_mention(model: ClipNDModel, processor: ClipNDProcessor | LinkingCollator, rows: Dataset) -> Encoded:
-    """Encodes all mentions and returns their average, one row and one token, for the mention-blind control.
+def check_names(systems: Sequence[System]) -> None:
+    """Refuses systems that a table could not tell apart."""
+    names = [system.name for system in systems]
+    if len(set(names)) < len(names):
+        raise M3ELError(f"two systems have the same name: {', '.join(names)}; give each its own")
 
-    What a model links correctly by the average mention it knows without looking at mentions: a shortcut in the data or
-    the split. The control must sit at chance.
+
+def able_of(systems: Sequence[System], tasks: Sequence[Task]) -> list[System]:
+    """Returns the systems that can do some task: the others need encode nothing."""
+    return [system for system in systems if any(map(system.can_do, tasks))]
+
+
+FACTS = ("id", "topic", "answer_qid", "mention_image_is_gold")
+
+
+class _Asked:
+    """What is asked of each row: the tasks that it fits, and where its candidates stand among all that differ."""
+
+    def __init__(self, rows: Sequence[Row], tasks: Sequence[Task], change: Callable[[Row], Row] | None = None) -> None:
+        if not len(rows):
+            raise M3ELError("no rows to evaluate: choose a split that has some")
+        self._rows, self._change = rows, change
+        self.facts: list[dict[str, Any]] = []
+        self.fitting: dict[str, NDArray[np.bool_]] = {task.name: np.zeros(len(rows), bool) for task in tasks}
+        self.missing: dict[str, dict[str, int]] = {task.name: Counter() for task in tasks}
+        self.positions: list[NDArray[np.int64]] = []  # of each row's candidates; empty where it fits no task
+        self.answers: list[int] = []
+        self._places: list[tuple[int, int]] = []  # row and candidate where each entity stands first
+        known: dict[bytes, int] = {}
+        for number, row in enumerate(rows):
+            self.facts.append({name: row.get(name) for name in FACTS})
+            self.answers.append(_answer(row))
+            for task in tasks:
+                reason = why_not(row, task)
+                self.fitting[task.name][number] = reason is None
+                if reason is not None:
+                    self.missing[task.name][reason] += 1
+            if any(fits[number] for fits in self.fitting.values()):
+                shown = row if change is None else change(row)
+                self.positions.append(self._positions(number, candidates_of(shown), known))
+            else:
+                self.positions.append(np.zeros(0, np.int64))
+        self.missing = {task: dict(reasons) for task, reasons in self.missing.items()}
+
+    def _positions(self, number: int, candidates: list[EntityRow], known: dict[bytes, int]) -> NDArray[np.int64]:
+        """Where a row's candidates stand; each description of an entity stands for itself."""
+        positions = []
+        for place, entity in enumerate(candidates):
+            position = known.setdefault(entity_key(entity), len(known))
+            if position == len(self._places):
+                self._places.append((number, place))
+            positions.append(position)
+        return np.array(positions)
+
+    def row(self, number: int) -> Row:
+        """A row as systems see it."""
+        row = self._rows[number]
+        return row if self._change is None else self._change(row)
+
+    @property
+    def chunk_count(self) -> int:
+        return -(-len(self._places) // CHUNK)
+
+    def read(self, number: int) -> list[EntityRow]:
+        """The entities of a chunk."""
+        rows: dict[int, list[EntityRow]] = {}
+        entities = []
+        for row, place in self._places[number * CHUNK : (number + 1) * CHUNK]:
+            if row not in rows:
+                rows = {row: candidates_of(self.row(row))}
+            entities.append(rows[row][place])
+        return entities
+
+    def batches(self) -> list[list[int]]:
+        """The rows that fit some task, batch by batch."""
+        able = [number for number, positions in enumerate(self.positions) if len(positions)]
+        return [able[start : start + BATCH_SIZE] for start in range(0, len(able), BATCH_SIZE)]
+
+
+def _answer(row: Row) -> int:
+    """Which candidate is the gold; -1: none is."""
+    if not (count := len(row["candidate_qids"])):
+        return -1
+    answer = row["answer"]
+    if answer is None or not -1 <= answer < count:
+        raise M3ELError(f"row {row['id']} has answer {answer} but {count} candidates: pass its gold's index, or -1")
+    return answer
+
+
+Counted = dict[tuple[str, str], Outcome]
+
+
+@dataclass
+class _Measuring:
+    systems: Sequence[System]
+    asked: _Asked
+    chunks: Chunks
+
+    def run(self, share: Share, progress: bool) -> list[Counted]:
+        """Encodes and scores this process's share, and returns what all processes counted, batch by batch."""
+        fingerprints = [system.fingerprint for system in self.systems]
+        kept = {name: system for name, system in zip(fingerprints, self.systems, strict=True) if name is not None}
+        ahead = [(system, name, number) for name, system in kept.items() for number in range(len(self.chunks))]
+        batches = share.mine(self.asked.batches())
+        mine = share.mine(ahead)
+        is_quiet = not (progress and share.is_main)
+        found = []
+        with tqdm(total=len(mine) + len(batches), desc="evaluating", unit=" parts", disable=is_quiet) as bar:
+            for system, name, number in mine:
+                self.chunks.encoded(system, name, number)
+                bar.update()
+            share.wait()
+            for batch in batches:
+                rows = [self.asked.row(number) for number in batch]
+                counted: Counted = {}
+                for system, fingerprint in zip(self.systems, fingerprints, strict=True):
+                    counted |= self._count(system, fingerprint, batch, rows)
+                found.append(counted)
+                bar.update()
+        return share.gathered(found)
+
+    def _count(self, system: System, fingerprint: str | None, batch: list[int], rows: list[Row]) -> Counted:
+        tasks = [name for name in self.asked.fitting if system.can_do(TASKS[name])]
+        fitting = {name: self.asked.fitting[name][batch] for name in tasks}
+        chosen = [place for place in range(len(batch)) if any(fits[place] for fits in fitting.values())]
+        if not chosen:
+            return {}
+        numbers = [batch[place] for place in chosen]
+        scores, mask = self.scores(system, fingerprint, numbers, [rows[place] for place in chosen], tasks)
+        counted: Counted = {}
+        for name, totals in zip(tasks, scores, strict=True):
+            able = fitting[name][chosen]
+            of = np.array(numbers)[able]
+            check_scores(system, name, totals[able], mask[able], [self.asked.facts[number]["id"] for number in of])
+            answers = [self.asked.answers[number] for number in of]
+            greater, equal = gold_counts(totals[able], answers, mask[able])
+            counted[system.name, name] = Outcome(of, greater, equal, mask[able].sum(1))
+        return counted
+
+    def scores(
+        self, system: System, fingerprint: str | None, numbers: list[int], rows: list[Row], tasks: list[str]
+    ) -> tuple[Scores, NDArray[np.bool_]]:
+        """Scores ``[T, B, C]`` of each row's own candidates, and which of them there are, ``[B, C]``."""
+        positions = [self.asked.positions[number] for number in numbers]
+        mask = np.arange(max(map(len, positions))) < np.array([[len(own)] for own in positions])
+        scores = np.zeros((len(tasks), *mask.shape))
+        mentions = system.encode_mentions(rows)
+        able = [TASKS[name] for name in tasks]
+        own = np.concatenate(positions)
+        row, place = np.nonzero(mask)
+        # Chunk by chunk, not group by group: of many chunks few are held.
+        for chunk in np.unique(own // CHUNK):
+            encoded = self.chunks.encoded(system, fingerprint, int(chunk))
+            inside = np.flatnonzero(own // CHUNK == chunk)
+            groups = row[inside] // GROUP_SIZE
+            for here in np.split(inside, np.flatnonzero(np.diff(groups)) + 1):
+                start = row[here[0]] // GROUP_SIZE * GROUP_SIZE
+                wanted, column = np.unique(own[here] % CHUNK, return_inverse=True)
+                found = system.score(mentions[start : start + GROUP_SIZE], encoded[wanted], able)
+                scores[:, row[here], place[here]] = found[:, row[here] - start, column]
+        return scores, mask
+
+
+def check_scores(
+    system: System, task: str, scores: Scores, mask: NDArray[np.bool_], ids: Sequence[str] | NDArray[np.str_]
+) -> None:
+    """Refuses scores that have no rank.
+
+    Raises:
+        M3ELError: If a score is NaN or +inf.
     """
-    device = home_of(model)
-    collator = processor if isinstance(processor, LinkingCollator) else LinkingCollator(processor)
-    sums: dict[str, Tensor] = {}
-    counts: dict[str, float] = {}
-    training = model.training
-    model.eval()
-    for batch in _batches(undecoded(rows)):
-        one = model.encode_mentions(**to_device(collator(batch).mentions, device))
-        for name, value in one.tensors().items():
-            if value.is_floating_point():
-                chosen = value[_present(one, name)]
-                sums[name] = sums.get(name, torch.zeros(())) + chosen.sum(0)
-                counts[name] = counts.get(name, 0) + len(chosen)
-    model.train(training)
-    average: dict[str, Any] = {name: (value / max(1, counts[name])).unsqueeze(0) for name, value in sums.items()}
-    average |= {name: F.normalize(average[name], dim=-1) for name in ("text", "image")}
-    average |= {name: value.unsqueeze(1) for name, value in average.items() if name.endswith(("_keys", "_values"))}
-    average |= {f"has_{kind}": torch.tensor([counts[kind] > 0], device=device) for kind in ("text", "image")}
-    if "text_keys" in average:
-        average["text_mask"] = torch.ones(1, 1, dtype=torch.bool, device=device)
-    return replace(one, **average)
+    wrong = (np.isnan(scores) | np.isposinf(scores)) & mask
+    if wrong.any():
+        raise M3ELError(
+            f"{system.name} scores {ids[int(wrong.any(1).argmax())]} with NaN or infinity on {task}: no rank"
+        )
 
 
-def _present(mentions: Encoded, name: str) -> Tensor:
-    """Which rows, or which tokens of which rows, of an attribute say something."""
-    if name == "cross":
-        return mentions.has_text & mentions.has_image
-    present = mentions.has_text if name.startswith("text") else mentions.has_image
-    if not name.endswith(("_keys", "_values")):
-        return present
-    values = mentions.tensors()
-    shown = present.unsqueeze(1).expand(values[name].shape[:2])
-    return shown & values["text_mask"] if name.startswith("text") else shown
-
-
-def to_device(inputs: Mapping[str, Tensor | None], device: torch.device) -> dict[str, Any]:
-    """Moves the arguments of an encoder to a device."""
-    return {name: value.to(device) if value is not None else None for name, value in inputs.items()}
-
-
-def _with_own_candidates(row: Row) -> Row:
-    """Makes every description an entity of its own: of each Qid, the collator keeps a batch's first description."""
-    columns = (row[f"candidate_{name}"] for name in ("qids", "names", "descriptions", "images"))
-    keys = [(qid, name, text, image and image["bytes"]) for qid, name, text, image in zip(*columns, strict=True)]
-    return {**row, "candidate_qids": keys, "answer_qid": keys[row["answer"]]}
-
-
-def _batches(rows: Dataset) -> Iterator[list[Row]]:
-    for start in range(0, len(rows), BATCH_SIZE):
-        yield [rows[index] for index in range(start, min(start + BATCH_SIZE, len(rows)))]
+def joined(found: Sequence[Counted], key: tuple[str, str]) -> Outcome:
+    """One outcome of the parts that several batches and processes counted, in the rows' order."""
+    parts = [counted[key] for counted in found if key in counted]
+    if not parts:
+        return Outcome(*(np.zeros(0, np.int64) for _ in range(4)))
+    columns = (np.concatenate(values) for values in zip(*(vars(part).values() for part in parts), strict=True))
+    rows, *counts = columns
+    order = np.argsort(rows)
+    return Outcome(rows[order], *(values[order] for values in counts))

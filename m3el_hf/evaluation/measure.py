@@ -2,31 +2,71 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from accelerate import Accelerator
 from datasets import Dataset
 
-from m3el_hf.data.collator import LinkingCollator
-from m3el_hf.evaluation.baselines import BASELINES
-from m3el_hf.evaluation.evaluator import ModelSystem, Table, average_mention, evaluate
-from m3el_hf.modeling.modeling_clipnd import ClipNDModel
-from m3el_hf.modeling.processing_clipnd import ClipNDProcessor
+from m3el_hf.data.collator import EntityRow
+from m3el_hf.evaluation.baselines import baselines
+from m3el_hf.evaluation.control import MentionBlind, average_mention
+from m3el_hf.evaluation.evaluator import evaluate
+from m3el_hf.evaluation.outcomes import Evaluation
+from m3el_hf.evaluation.systems import ModelSystem, System
+from m3el_hf.tasks import TASKS, Task
 
 MODEL, CONTROL = "model", "mention-blind control"
 
+CONTROL_NOTE = (
+    "The mention-blind control replaces every mention by the average mention: it must sit at chance, and how far it "
+    "does not is the size of a shortcut."
+)
+
 
 def measure(
-    model: ClipNDModel, processor: ClipNDProcessor | LinkingCollator, rows: Dataset, *, progress: bool = False
-) -> Table:
-    """Measures the baselines, the model as `MODEL` and its mention-blind control as `CONTROL`, on the nine tasks.
+    models: Sequence[ModelSystem],
+    rows: Dataset,
+    tasks: Sequence[Task] = tuple(TASKS.values()),
+    *,
+    training: Dataset | None = None,
+    cache_dir: Path | None = None,
+    accelerator: Accelerator | None = None,
+    progress: bool = False,
+) -> Evaluation:
+    """Measures the baselines, the models, and the last model's mention-blind control as `CONTROL`.
 
-    Args:
-        model: The model.
-        processor: Its processor, or a collator that holds it (and has cached the pictures).
-        rows: Rows of `m3el_hf.data.schema.ROW_FEATURES`.
-        progress: Show a progress bar.
+    The arguments are those of `m3el_hf.evaluation.evaluator.evaluate`.
 
     Raises:
-        M3ELError: If there are no rows, or a score is NaN.
+        M3ELError: As `evaluate` does.
     """
-    collator = processor if isinstance(processor, LinkingCollator) else LinkingCollator(processor)
-    control = ModelSystem(CONTROL, model, collator, average_mention(model, collator, rows))
-    return evaluate([*BASELINES, ModelSystem(MODEL, model, collator), control], rows, progress=progress)
+    systems = beside(models, rows, baselines(described(rows)), accelerator)
+    return evaluate(
+        systems,
+        rows,
+        tasks,
+        training=training,
+        cache_dir=cache_dir,
+        accelerator=accelerator,
+        progress=progress,
+    )
+
+
+def beside(
+    models: Sequence[ModelSystem], rows: Dataset, others: Sequence[System], accelerator: Accelerator | None = None
+) -> list[System]:
+    """Returns the baselines, the models and the last model's control, in the order of the tables."""
+    return [*others, *models, MentionBlind(CONTROL, models[-1], average_mention(models[-1], rows, accelerator))]
+
+
+def described(rows: Dataset) -> Iterator[EntityRow]:
+    """Yields the texts of all candidates, each description once, without pictures."""
+    columns = ["candidate_qids", "candidate_names", "candidate_descriptions"]
+    seen: set[EntityRow] = set()
+    for row in rows.select_columns(columns):
+        for qid, name, description in zip(*(row[column] for column in columns), strict=True):
+            entity = EntityRow(qid, name, description, None)
+            if entity not in seen:
+                seen.add(entity)
+                yield entity

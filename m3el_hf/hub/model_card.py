@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from m3el_hf.evaluation.run_report import RunReport
+from m3el_hf.evaluation.outcomes import Evaluation
+from m3el_hf.evaluation.report import Report
 from m3el_hf.modeling.modeling_clipnd import ClipNDModel
 from m3el_hf.sources import is_hub_id, public_name
 
+IN_CARD = ("accuracy", "topics", "seen", "deleaked")
+"""The tables that a card shows; the report has all."""
 
-def render_model_card(model: ClipNDModel, report: RunReport, *, name: str, system: str, base: str | None) -> ModelCard:
+
+def render_model_card(
+    model: ClipNDModel, report: Report, evaluation: Evaluation, *, name: str, system: str, base: str | None
+) -> ModelCard:
     """Renders the card.
 
     Args:
         model: The model.
-        report: What was measured.
+        report: What is shown of what was measured, with the name of the ``data`` in its provenance.
+        evaluation: What was measured.
         name: The model's name.
-        system: The row of ``report.table`` that is this model; its figures go into the metadata.
+        system: The system that is this model; its figures go into the metadata.
         base: The checkpoint that training started from, or None if it started from scratch. A folder's name is said,
             and stands not in the metadata, where the Hub takes it for a repository.
     """
@@ -31,13 +39,15 @@ def render_model_card(model: ClipNDModel, report: RunReport, *, name: str, syste
             dataset_type=data.split()[0],
             dataset_name=data,
             dataset_config=task,
-            dataset_split=str(report.provenance["split"]),
+            dataset_split=report.tables[0].setting.split,
             metric_type="accuracy",
             metric_name="accuracy",
-            metric_value=round(cell["accuracy"], 4),
+            metric_value=round(figures["accuracy"], 4),
         )
-        for task, cell in report.table.cells[system].items()
+        for task in evaluation.outcomes[system]
+        if (figures := evaluation.figures(system, task)) is not None
     ]
+    shown = replace(report, title="Measured", tables=tuple(one for one in report.tables if one.key in IN_CARD))
     card_data = ModelCardData(
         model_name=name,
         library_name="transformers",
@@ -53,7 +63,5 @@ def render_model_card(model: ClipNDModel, report: RunReport, *, name: str, syste
         parameters=model.num_parameters(),
         base=public_name(base) if base else "random weights",
         from_scratch=base is None,
-        table=report.to_markdown(),
-        notes=report.notes,
-        provenance=report.provenance,
+        measured=shown.to_markdown(level=2),
     )

@@ -27,7 +27,7 @@ from m3el_hf.errors import M3ELError, one_line
 from m3el_hf.sources import NAME_BASE, adapter_base, is_built, is_hub_id
 
 Result = TypeVar("Result")
-RepoType = Literal["model", "dataset"]
+RepoType = Literal["model", "dataset", "space"]
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ def push_folder(
     create_pr: bool = False,
     tag: str | None = None,
 ) -> Pushed:
-    """Makes a repository hold what a saved model or a built dataset consists of, card included.
+    """Makes a repository hold what a saved model, a built dataset or a metric consists of, card included.
 
     A folder that has not changed makes no commit. Shards that the repository has and the folder no longer has are
     deleted in the same commit, since they would be read too; other files that only the repository has stay. Hidden and
@@ -83,9 +83,9 @@ def push_folder(
     creating the repository, the commit, the tag.
 
     Args:
-        folder: What `save_pretrained` or `m3el-hf data build` wrote.
+        folder: What `save_pretrained` or `m3el-hf data build` wrote, or the folder of an `evaluate` module.
         repo_id: ``user/name``; created if it does not exist.
-        repo_type: ``"model"`` or ``"dataset"``.
+        repo_type: ``"model"``, ``"dataset"``, or ``"space"`` for an `evaluate` module.
         private: Whether a repository that is created is private. One that exists must be private already.
         create_pr: Whether to leave the main branch alone and open a pull request.
         tag: The version to name the commit, such as ``"v1.0"``; None names none.
@@ -128,6 +128,8 @@ def check_push(
         raise M3ELError(f"{folder} is no built dataset: build it first with m3el-hf data build")
     if repo_type == "model":
         _check_model(folder)
+    if repo_type == "space":
+        _check_module(folder, repo_id)
     if tag is not None and create_pr:
         raise M3ELError("a pull request cannot be a version: tag it once it is merged, or push without a pull request")
     if tag is not None and not re.fullmatch(r"\w+([.+-]\w+)*", tag, re.ASCII):
@@ -166,6 +168,16 @@ def _check_model(folder: Path) -> None:
         )
 
 
+def _check_module(folder: Path, repo_id: str) -> None:
+    """Refuses a name under which `evaluate.load` would not find the module: its script is named as the repository."""
+    name = repo_id.rpartition("/")[2]
+    if not (folder / f"{name}.py").is_file():
+        raise M3ELError(
+            f"evaluate.load({repo_id!r}) would look for {name}.py, and {folder} has none: name the repository "
+            f"user/{folder.name}"
+        )
+
+
 @dataclass(frozen=True)
 class _Repository:
     """A repository on the Hub. Each method may be called again if it failed."""
@@ -176,11 +188,12 @@ class _Repository:
 
     @property
     def page(self) -> str:
-        return f"{self.api.endpoint}/{'datasets/' if self.type == 'dataset' else ''}{self.id}"
+        return f"{self.api.endpoint}/{'' if self.type == 'model' else f'{self.type}s/'}{self.id}"
 
     def open(self, private: bool) -> str:
         """Creates the repository if it does not exist, and returns the id of the main branch's commit."""
-        self.api.create_repo(self.id, repo_type=self.type, private=private, exist_ok=True)
+        sdk = "gradio" if self.type == "space" else None  # the card says so too, but a Space is created without it
+        self.api.create_repo(self.id, repo_type=self.type, private=private, exist_ok=True, space_sdk=sdk)
         info = self.api.repo_info(self.id, repo_type=self.type)
         if private and not info.private:
             raise M3ELError(
@@ -242,7 +255,12 @@ def _is_unfinished(name: str) -> bool:
 
 
 def _is_replaced(path: str, repo_type: RepoType) -> bool:
-    """Whether a push decides if the repository has such a file: a dataset's parts, a model's weights and adapters."""
+    """Whether a push decides if the repository has such a file: a dataset's parts, a model's weights and adapters.
+
+    A Space keeps what it has, such as the template's files.
+    """
+    if repo_type == "space":
+        return False
     if repo_type == "dataset":
         return path in DATASET_FILES or path.startswith(tuple(f"{name}/" for name in DATASET_FOLDERS))
     kinds = (".safetensors", ".safetensors.index.json")

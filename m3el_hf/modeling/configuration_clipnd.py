@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from transformers import CLIPConfig
 from transformers.configuration_utils import PretrainedConfig
 
 HEADS = ("clip", "matching", "pooled")
-DIRECTIONS = ("unidirectional", "bidirectional")
+BRANCHES = {
+    "unidirectional": ("text", "image", "cross"),
+    "bidirectional": ("text", "image", "text_image", "image_text"),
+}
+"""Of the matching head, by direction."""
+
+DIRECTIONS = tuple(BRANCHES)
 SELF_TERMS = ("exclude", "zero")
 FORMAT_VERSION = 1
 """Of the configurations written here; it grows when an older m3el_hf could no longer read what they say."""
@@ -25,6 +32,9 @@ class ClipNDConfig(PretrainedConfig):
         matching_dim: Width d of the matching head, and of the pooled head's vectors.
         matching_direction: How the matching head crosses modalities: ``"unidirectional"``, the text asks the picture,
             or ``"bidirectional"``, each asks the other.
+        matching_branches: Those of the direction's `BRANCHES` that the matching head is trained with and scores by,
+            as `named_branches` reads them; None for all. The others are left out everywhere: they are averaged into no
+            score and bring no loss. Without ``"text"`` or ``"image"`` that modality has no contrastive loss either.
         contrastive_temperature: Temperature of the intra-modal contrastive loss (arXiv 2412.10440, section 4.1).
         contrastive_intra_weight: Weight of same-side pairs in that loss.
         contrastive_weight: Weight of that loss in the training loss; 0 leaves it out.
@@ -56,6 +66,7 @@ class ClipNDConfig(PretrainedConfig):
         head: str = "clip",
         matching_dim: int = 96,
         matching_direction: str = "unidirectional",
+        matching_branches: Sequence[str] | None = None,
         contrastive_temperature: float = 0.03,
         contrastive_intra_weight: float = 0.8,
         contrastive_weight: float = 1.0,
@@ -89,6 +100,7 @@ class ClipNDConfig(PretrainedConfig):
         self.head = head
         self.matching_dim = matching_dim
         self.matching_direction = matching_direction
+        self.matching_branches = named_branches(matching_branches, matching_direction)
         self.contrastive_temperature = contrastive_temperature
         self.contrastive_intra_weight = contrastive_intra_weight
         self.contrastive_weight = contrastive_weight
@@ -137,6 +149,29 @@ class ClipNDConfig(PretrainedConfig):
             projection_dim=width,
         )
         return cls(clip_config, **({"matching_dim": 32} | kwargs))
+
+
+def named_branches(names: Sequence[str] | None, direction: str) -> list[str]:
+    """Returns the branches of the matching head that are named, in the order of `BRANCHES`.
+
+    Args:
+        names: A list or tuple of branches of this direction. ``"cross"`` stands for the cross-modal branches of either:
+            the one of the unidirectional form, both of the bidirectional. None for all.
+        direction: The direction.
+
+    Raises:
+        ValueError: If there are none, or one is no branch of this direction.
+    """
+    branches = BRANCHES[direction]
+    if names is None:
+        return list(branches)
+    known = list(dict.fromkeys([*branches, "cross"]))
+    if not isinstance(names, list | tuple) or not names or any(name not in known for name in names):
+        raise ValueError(
+            f"matching_branches is {names!r}: the {direction} form has {', '.join(known)}; give a list of some, or "
+            "None for all"
+        )
+    return [name for name in branches if name in names or ("cross" in names and name not in ("text", "image"))]
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

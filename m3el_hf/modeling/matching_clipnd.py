@@ -166,6 +166,9 @@ class MatchingHead(nn.Module):
     A branch scores a pair only where both sides have what it reads: ``text`` needs text on both, ``image`` pictures on
     both, ``cross`` (in the bidirectional form ``text_image`` and ``image_text``) both on both.
 
+    Branches that the configuration's ``matching_branches`` leaves out are not scored by. Their weights are there all
+    the same, without gradient, so that checkpoints of any choice of branches hold the same names.
+
     ``forward`` scores features at once. `mentions` and `entities` keep what `score` needs, so that it can be cached.
     """
 
@@ -179,6 +182,7 @@ class MatchingHead(nn.Module):
                 f"the bidirectional form projects text vectors ({text_width} wide) and text tokens ({token_width} "
                 'wide) alike: this CLIP needs matching_direction="unidirectional"'
             )
+        self.kept = config.matching_branches
         self.temperature = config.contrastive_temperature
         self.intra_weight = config.contrastive_intra_weight
         self.exclude_self = config.contrastive_self == "exclude"
@@ -244,10 +248,10 @@ class MatchingHead(nn.Module):
         return mean_of_present(branches, present)
 
     def branches(self, mentions: MatchingMentions, entities: MatchingEntities) -> dict[str, Tensor]:
-        """Scores ``[B, N]`` by branch, in fp32; a pair of which a side lacks what the branch reads gets any number."""
+        """Scores ``[B, N]`` by kept branch, in fp32; a pair of which a side lacks what it reads gets any number."""
         with torch.autocast(mentions.text.device.type, enabled=False):
             text = image = torch.zeros(1, 1, device=mentions.text.device)
-            if mentions.has_text.any() and entities.has_text.any():
+            if "text" in self.kept and mentions.has_text.any() and entities.has_text.any():
                 text = self.text.local(
                     mentions.text_keys,
                     mentions.text_values,
@@ -256,10 +260,10 @@ class MatchingHead(nn.Module):
                     entities.text_mask,
                     entities.text_global,
                 )
-            if mentions.has_image.any() and entities.has_image.any():
+            if "image" in self.kept and mentions.has_image.any() and entities.has_image.any():
                 keys, values = mentions.image_keys, mentions.image_values
                 image = self.image.local(keys, values, None, entities.image_queries, None, entities.image_global)
-            return self._with_dots(mentions, entities, text, image)
+            return _with_fine(self._dots(mentions, entities), {"text": text, "image": image})
 
     def factorised(
         self, mentions: MatchingMentions, entities: MatchingEntities
@@ -275,21 +279,14 @@ class MatchingHead(nn.Module):
                 name: ROUNDING * one.shape[-1] * torch.outer(one.norm(dim=-1), other.norm(dim=-1))
                 for name, (one, other) in self._vectors(mentions, entities).items()
             }
-            bounds = rounding | {
-                "text": (rounding["text"] + text_bound) / 2,
-                "image": (rounding["image"] + image_bound) / 2,
-            }
-            return self._with_dots(mentions, entities, text, image), bounds
+            branches = _with_fine(self._dots(mentions, entities), {"text": text, "image": image})
+            return branches, _with_fine(rounding, {"text": text_bound, "image": image_bound})
 
-    def _with_dots(
-        self, mentions: MatchingMentions, entities: MatchingEntities, text: Tensor, image: Tensor
-    ) -> dict[str, Tensor]:
-        """The branches, given the fine-grained terms ``[B, N]`` or ``[N]``; the rest are dot products."""
-        dots = {name: one @ other.T for name, (one, other) in self._vectors(mentions, entities).items()}
-        return dots | {"text": (dots["text"] + text) / 2, "image": (dots["image"] + image) / 2}
+    def _dots(self, mentions: MatchingSide, entities: MatchingSide) -> dict[str, Tensor]:
+        return {name: one @ other.T for name, (one, other) in self._vectors(mentions, entities).items()}
 
     def _vectors(self, mentions: MatchingSide, entities: MatchingSide) -> dict[str, tuple[Tensor, Tensor]]:
-        """By branch, the fp32 vectors of either side whose dot product it takes."""
+        """By kept branch, the fp32 vectors of either side whose dot product it takes."""
         sides = [
             [
                 _normalised(self.text_cls_layernorm, side.text),
@@ -298,12 +295,13 @@ class MatchingHead(nn.Module):
             ]
             for side in (mentions, entities)
         ]
-        return dict(zip(("text", "image", *self.cross.branches), zip(*sides, strict=True), strict=True))
+        pairs = zip(("text", "image", *self.cross.branches), zip(*sides, strict=True), strict=True)
+        return {name: pair for name, pair in pairs if name in self.kept}
 
     def contrastive_loss(
         self, entities: Features | MatchingSide, mentions: Features | MatchingSide, labels: Tensor | None = None
     ) -> Tensor:
-        """The mean of `contrastive_terms` over their pairs and over text and picture."""
+        """The mean of `contrastive_terms` over their pairs and over text and picture; 0 without any."""
         terms = self.contrastive_terms(entities, mentions, labels).values()
         means = [total / count for total, count in terms if count]
         return torch.stack(means).mean() if means else entities.text_cls.new_zeros(())
@@ -325,13 +323,14 @@ class MatchingHead(nn.Module):
             mine: The rows whose losses are summed; the others are their negatives.
 
         Returns:
-            The sum over pairs and their number, as ``contrastive_text`` and ``contrastive_image``.
+            The sum over pairs and their number, as ``contrastive_text`` and ``contrastive_image``: of the modalities
+            whose own branch is kept, which is what they are to help.
         """
         n = len(entities.has_text)
         rows = torch.arange(n, device=entities.has_text.device)
         labels = rows if labels is None else labels
         terms = {}
-        for kind in ("text", "image"):
+        for kind in (kind for kind in ("text", "image") if kind in self.kept):
             both = getattr(entities, f"has_{kind}") & getattr(mentions, f"has_{kind}")
             e, m = getattr(entities, f"{kind}_cls")[both], getattr(mentions, f"{kind}_cls")[both]
             counted = torch.isin(rows, rows[mine])[both]
@@ -381,6 +380,11 @@ class MatchingHead(nn.Module):
         names = matching_names(head.state_dict(), bidirectional=bidirectional)
         head.load_state_dict({ours: state_dict[theirs] for ours, theirs in names.items()})
         return head
+
+
+def _with_fine(coarse: dict[str, Tensor], fine: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The mean of the coarse and the fine-grained term of branches that have one; the others are the coarse alone."""
+    return {name: (one + fine[name]) / 2 if name in fine else one for name, one in coarse.items()}
 
 
 def _normalised(layer_norm: nn.LayerNorm, values: Tensor) -> Tensor:

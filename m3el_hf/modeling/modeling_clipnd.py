@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,6 +26,8 @@ from .released_clipnd import model_weights
 
 ENTITY_BLOCK = 4096
 """How many entities are scored at a time: of each, several fp32 vectors of CLIP's width exist while it is."""
+
+View = tuple[bool, bool, bool, bool]
 
 
 @dataclass
@@ -66,7 +68,8 @@ class ClipNDModel(ClipNDPreTrainedModel):
 
     - Head ``clip``: the unit vector of the sum of a side's unit CLIP vectors; cosine times the learned scale (CLIPND,
       arXiv 2410.18096).
-    - Head ``matching``: `MatchingHead` (arXiv 2412.10440); a pair that shares no modality is scored by ``clip``.
+    - Head ``matching``: `MatchingHead` (arXiv 2412.10440); a pair that none of its branches can score, as
+      where the two share no modality, is scored by ``clip``.
     - Head ``pooled``: as ``clip``, with the unit vectors of `PoolingHead` in place of CLIP's (arXiv 2108.02456).
 
     Example:
@@ -178,6 +181,10 @@ class ClipNDModel(ClipNDPreTrainedModel):
         model.load_state_dict(model_weights(weights, model.state_dict(), bidirectional=bidirectional))
         return model.eval()
 
+    def weights_fingerprint(self) -> str | None:
+        """Names the weights that encode, adapters included; None where they are not at hand."""
+        return self._fingerprint.of(self)
+
     def encode_mentions(
         self,
         input_ids: Tensor | None = None,
@@ -235,6 +242,31 @@ class ClipNDModel(ClipNDPreTrainedModel):
         return MatchingScores(torch.cat([part.total for part in parts], 1), branches)
 
     @with_weights_at_hand
+    def score_views(self, mentions: Encoded, entities: Encoded, views: Sequence[View]) -> Tensor:
+        """Scores B mentions against N entities as each of V views shows them, such as the nine tasks.
+
+        A branch scores a pair alike in every view that has it, so all views take little longer than one.
+
+        Args:
+            mentions: What `encode_mentions` returned.
+            entities: What `encode_entities` returned.
+            views: Whether each shows mention text, mention picture, entity text, entity picture.
+
+        Returns:
+            The totals ``[V, B, N]`` in fp32. A pair of which a side shows nothing is -inf.
+
+        Raises:
+            ValueError: As `score` does.
+        """
+        self._check_sides(mentions, entities)
+        return torch.cat([self._view_block(mentions, some, views) for some in _blocks(entities)], 2)
+
+    def _view_block(self, mentions: Any, entities: Any, views: Sequence[View]) -> Tensor:
+        branches = self.matching.branches(mentions, entities) if self.config.head == "matching" else None
+        sides = [(mentions.show(*view[:2]), entities.show(*view[2:])) for view in views]
+        return torch.stack([self._score(*pair, branches).total for pair in sides])
+
+    @with_weights_at_hand
     def score_factorised(self, mentions: Encoded, entities: Encoded) -> tuple[Tensor, Tensor]:
         """Scores by dot products of one vector a side alone, and says how far `score` can be from that.
 
@@ -261,23 +293,20 @@ class ClipNDModel(ClipNDPreTrainedModel):
             return total, torch.zeros_like(total)
         branches, bounds = self.matching.factorised(mentions, entities)
         shared = _shared(mentions, entities)
-        total = self._with_clip(self.matching.combine(branches, *shared), shared, mentions, entities).total
+        total = self._with_clip(self.matching.combine(branches, *shared), mentions, entities).total
         bound = self.matching.combine(bounds, *shared).total
         return total, bound.masked_fill(bound == -math.inf, 0.0)  # where clip scores the pair, or nothing does
 
-    def _score(self, mentions: Any, entities: Any) -> MatchingScores:
+    def _score(self, mentions: Any, entities: Any, branches: dict[str, Tensor] | None = None) -> MatchingScores:
         if self.config.head != "matching":
             cosine = self._cosine(mentions, entities)
             return mean_of_present({self.config.head: cosine}, {self.config.head: _shown(mentions, entities)})
-        shared = _shared(mentions, entities)
-        scores = self.matching.combine(self.matching.branches(mentions, entities), *shared)
-        return self._with_clip(scores, shared, mentions, entities)
+        branches = branches or self.matching.branches(mentions, entities)
+        return self._with_clip(self.matching.combine(branches, *_shared(mentions, entities)), mentions, entities)
 
-    def _with_clip(
-        self, scores: MatchingScores, shared: tuple[Tensor, Tensor], mentions: Encoded, entities: Encoded
-    ) -> MatchingScores:
-        """Gives the pairs that share neither text nor picture the score of the head ``clip``."""
-        apart = _shown(mentions, entities) & ~(shared[0] | shared[1])
+    def _with_clip(self, scores: MatchingScores, mentions: Encoded, entities: Encoded) -> MatchingScores:
+        """Gives the pairs that no branch can score the score of the head ``clip``."""
+        apart = _shown(mentions, entities) & _unscored(scores)
         return _fill(scores, apart, self._cosine(mentions, entities) if apart.any() else scores.total)
 
     def _cosine(self, mentions: Encoded, entities: Encoded) -> Tensor:
@@ -375,7 +404,8 @@ class ClipNDModel(ClipNDPreTrainedModel):
             return mean_of_present({self.config.head: cosine}, {self.config.head: shown})
         texts, images = _shared(one, asked)
         shared = texts & views[:, 2:3], images & views[:, 3:]
-        return _fill(self.matching.combine(branches, *shared), shown & ~(shared[0] | shared[1]), cosine)
+        scores = self.matching.combine(branches, *shared)
+        return _fill(scores, shown & _unscored(scores), cosine)
 
     def _encode_side(
         self,
@@ -458,6 +488,11 @@ def _shared(mentions: Encoded, entities: Encoded) -> tuple[Tensor, Tensor]:
 def _shown(mentions: Encoded, entities: Encoded) -> Tensor:
     """Of which pairs both sides show something; bool ``[B, N]``."""
     return (mentions.has_text | mentions.has_image).unsqueeze(1) & (entities.has_text | entities.has_image)
+
+
+def _unscored(scores: MatchingScores) -> Tensor:
+    """Which pairs no branch can score; bool ``[B, N]``."""
+    return scores.total == -math.inf
 
 
 def _fill(scores: MatchingScores, apart: Tensor, cosine: Tensor) -> MatchingScores:

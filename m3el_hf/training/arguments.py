@@ -131,7 +131,12 @@ MODEL_CHOICES = {
 }
 """As `ClipNDConfig` and `ClipNDProcessor` have them, which are slow to import."""
 
-MODEL_SETTINGS = ("matching_direction", "contrastive_weight", "branch_weight", "entity_to_mention_weight")
+MODEL_BRANCHES = ("text", "image", "cross", "text_image", "image_text")
+"""Of the matching head, in either direction; ``cross`` stands for the cross-modal ones of both."""
+
+MODEL_SETTINGS = (
+    "matching_direction", "matching_branches", "contrastive_weight", "branch_weight", "entity_to_mention_weight",
+)  # fmt: skip
 """Settings that are arguments of `ClipNDConfig`, beside the head."""
 
 
@@ -154,6 +159,9 @@ class RunArguments(TrainingArguments):
     matching_direction: str | None = _says(
         None, f"how the matching head crosses modalities: {', '.join(MODEL_CHOICES['matching_direction'])}"
     )
+    matching_branches: str | None = _says(
+        None, f"branches of the matching head that are not left out, as in text,cross: {', '.join(MODEL_BRANCHES)}"
+    )
     contrastive_weight: float | None = _says(None, "weight of the matching head's intra-modal loss")
     branch_weight: float | None = _says(None, "weight of the loss of each branch of the matching head")
     entity_to_mention_weight: float | None = _says(None, "weight of the loss from each gold to the mentions")
@@ -169,6 +177,11 @@ class RunArguments(TrainingArguments):
         for name, choices in MODEL_CHOICES.items():
             if getattr(self, name) not in (None, *choices):
                 raise M3ELError(f"{name} is {getattr(self, name)!r}: choose one of {', '.join(choices)}")
+        if self.matching_branches is not None and not set(self._branches) <= set(MODEL_BRANCHES):
+            raise M3ELError(
+                f"matching_branches is {self.matching_branches!r}: give some of {', '.join(MODEL_BRANCHES)}, parted by "
+                "commas"
+            )
         for name in MODEL_SETTINGS:
             if name.endswith("_weight") and getattr(self, name) is not None and not getattr(self, name) >= 0:
                 raise M3ELError(f"{name} is {getattr(self, name)}: it must not be negative")
@@ -186,4 +199,9 @@ class RunArguments(TrainingArguments):
     @property
     def model_settings(self) -> dict[str, Any]:
         """What the model's configuration is told, beside the head."""
-        return {name: getattr(self, name) for name in MODEL_SETTINGS if getattr(self, name) is not None}
+        told = {name: getattr(self, name) for name in MODEL_SETTINGS if getattr(self, name) is not None}
+        return told | {"matching_branches": self._branches} if "matching_branches" in told else told
+
+    @property
+    def _branches(self) -> list[str]:
+        return [name.strip() for name in (self.matching_branches or "").split(",")]

@@ -22,7 +22,8 @@ from tqdm import tqdm
 
 from m3el_hf.data.collator import LinkingCollator
 from m3el_hf.errors import M3ELError, one_line
-from m3el_hf.evaluation.evaluator import ModelSystem, evaluate
+from m3el_hf.evaluation.evaluator import evaluate
+from m3el_hf.evaluation.systems import ModelSystem
 from m3el_hf.modeling.modeling_clipnd import ClipNDModel
 from m3el_hf.modeling.processing_clipnd import ClipNDProcessor
 from m3el_hf.training.arguments import MODEL_SETTINGS, TrainingArguments

@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from m3el_hf.data.collator import EntityRow, LinkingCollator, Row, candidates_of
-from m3el_hf.evaluation.evaluator import to_device
+from m3el_hf.evaluation.systems import to_device
 from m3el_hf.modeling.encoded_clipnd import Encoded
 from m3el_hf.modeling.modeling_clipnd import ClipNDModel
 from m3el_hf.modeling.offload_clipnd import home_of

@@ -68,17 +68,31 @@ def read_recipe(path: Path) -> dict[str, Any]:
     for key, value in node.value if node is not None else ():
         place = f"{path}, line {key.start_mark.line + 1}"
         name = key.value if isinstance(key, yaml.ScalarNode) else ""
-        if name not in RunArguments.defaults():
-            raise M3ELError(f"{place}: there is no setting {name!r}{_nearest(name)}")
         if name in values:
             raise M3ELError(f"{place}: {name} is set twice: leave one out")
-        if not isinstance(value, yaml.ScalarNode):
-            raise M3ELError(f"{place}: {name} is {NOUNS.get(_kind(name)[0], 'text')}, not a list or a mapping")
-        try:
-            values[name] = _parser(name)(value.value)
-        except argparse.ArgumentTypeError as error:
-            raise M3ELError(f"{place}: {name} is {error}") from None
+        values[name] = read_setting(name, value.value if isinstance(value, yaml.ScalarNode) else None, place)
     return values
+
+
+def read_setting(name: str, text: Any, place: str) -> Any:
+    """Returns the value of a setting that stands as text in a file.
+
+    Args:
+        name: The setting.
+        text: As YAML's base loader has it; anything but text is a list, a mapping or another node.
+        place: Where it stands, for the error.
+
+    Raises:
+        M3ELError: If there is no such setting, or this is no value of it.
+    """
+    if name not in RunArguments.defaults():
+        raise M3ELError(f"{place}: there is no setting {name!r}{_nearest(name)}")
+    if not isinstance(text, str):
+        raise M3ELError(f"{place}: {name} is {NOUNS.get(_kind(name)[0], 'text')}, not a list or a mapping")
+    try:
+        return _parser(name)(text)
+    except argparse.ArgumentTypeError as error:
+        raise M3ELError(f"{place}: {name} is {error}") from None
 
 
 def write_recipe(arguments: RunArguments, path: Path) -> None:

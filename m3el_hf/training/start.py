@@ -12,7 +12,7 @@ from torch import nn
 from transformers import PretrainedConfig
 
 from m3el_hf.errors import M3ELError
-from m3el_hf.modeling.configuration_clipnd import ClipNDConfig
+from m3el_hf.modeling.configuration_clipnd import ClipNDConfig, named_branches
 from m3el_hf.modeling.modeling_clipnd import ClipNDModel
 from m3el_hf.modeling.processing_clipnd import ClipNDProcessor
 from m3el_hf.sources import adapter_base, check_source, explain_hub_error
@@ -46,7 +46,11 @@ def start_model(
     settings |= {} if head is None else {"head": head}
     if base is None:
         processor = ClipNDProcessor.tiny(_texts(rows), template=template or "ND")
-        model = ClipNDModel(ClipNDConfig.tiny(len(processor.tokenizer), processor.tokenizer.eos_token_id, **settings))
+        try:
+            config = ClipNDConfig.tiny(len(processor.tokenizer), processor.tokenizer.eos_token_id, **settings)
+        except ValueError as error:
+            raise M3ELError(str(error)) from error
+        model = ClipNDModel(config)
     else:
         model, processor = _load(check_source(base), template, settings)
     for name in MATCHING_ONLY:
@@ -58,7 +62,7 @@ def start_model(
     return model, processor
 
 
-MATCHING_ONLY = ("matching_direction", "contrastive_weight", "branch_weight")
+MATCHING_ONLY = ("matching_direction", "matching_branches", "contrastive_weight", "branch_weight")
 
 
 def _load(base: str, template: str | None, settings: dict[str, Any]) -> tuple[ClipNDModel, ClipNDProcessor]:
@@ -71,6 +75,9 @@ def _load(base: str, template: str | None, settings: dict[str, Any]) -> tuple[Cl
             model = ClipNDModel.from_pretrained(base)
         else:
             model = ClipNDModel.from_clip(base, **settings)
+        if "matching_branches" in settings:  # by the names that the configuration has
+            named = named_branches(settings["matching_branches"], model.config.matching_direction)
+            settings = settings | {"matching_branches": named}
     except M3ELError:
         raise
     except (OSError, ValueError) as error:

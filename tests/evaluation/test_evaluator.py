@@ -8,15 +8,17 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from numpy.typing import NDArray
 from PIL import Image
 
 from m3el_hf import TASKS, ClipNDModel, ClipNDProcessor
-from m3el_hf.data.collator import LinkingCollator
+from m3el_hf.data.collator import EntityRow
 from m3el_hf.data.schema import ROW_FEATURES
 from m3el_hf.errors import M3ELError
-from m3el_hf.evaluation import evaluator
-from m3el_hf.evaluation.baselines import ImageHash, StringMatch
-from m3el_hf.evaluation.evaluator import ModelSystem, Row, Scores, Table, average_mention, evaluate
+from m3el_hf.evaluation import chunks, evaluator
+from m3el_hf.evaluation.evaluator import evaluate, score_candidates
+from m3el_hf.evaluation.outcomes import Evaluation
+from m3el_hf.evaluation.systems import ModelSystem, Row, Scores
 from m3el_hf.tasks import Task
 from tests.conftest import tiny_model
 
@@ -55,7 +57,9 @@ def dataset(rows: Sequence[dict[str, Any]]) -> Dataset:
 
 
 class Judge:
-    """Scores the gold by ``gold``, the others by ``other``, and counts what it was asked."""
+    """Scores the gold by ``gold``, the others by ``other``."""
+
+    fingerprint = None
 
     def __init__(self, name: str, gold: float, other: float) -> None:
         self.name, self.gold, self.other = name, gold, other
@@ -63,13 +67,14 @@ class Judge:
     def can_do(self, task: Task) -> bool:
         return True
 
-    def scores(self, rows: Sequence[Row], tasks: Sequence[Task]) -> dict[str, list[Scores | None]]:
-        return {task.name: [self.score(row) if task.fits(row) else None for row in rows] for task in tasks}
+    def encode_mentions(self, rows: Sequence[Row]) -> NDArray[np.str_]:
+        return np.array([row["answer_qid"] for row in rows])
 
-    def score(self, row: Row) -> Scores:
-        scores = np.full(len(row["candidate_names"]), self.other)
-        scores[row["answer"]] = self.gold
-        return scores
+    def encode_entities(self, entities: Sequence[EntityRow]) -> NDArray[np.str_]:
+        return np.array([entity.qid for entity in entities])
+
+    def score(self, mentions: NDArray[np.str_], entities: NDArray[np.str_], tasks: Sequence[Task]) -> Scores:
+        return np.array([np.where(mentions[:, None] == entities, self.gold, self.other)] * len(tasks))
 
 
 CONSTANT, PERFECT, ANTI = Judge("constant", 0.5, 0.5), Judge("perfect", 1.0, 0.0), Judge("anti-perfect", -1.0, 0.0)
@@ -90,102 +95,123 @@ def lacking_pictures() -> Dataset:
     )
 
 
-# The table.
+# The counts, and the figures that follow.
+
+
+def cells(evaluation: Evaluation, system: str) -> dict[str, dict[str, float]]:
+    """The figures of each task that has some."""
+    found = {task.name: evaluation.figures(system, task.name) for task in evaluation.tasks}
+    return {name: one for name, one in found.items() if one is not None}
 
 
 def test_scoring_all_alike_is_chance_on_every_task():
-    table = evaluate([CONSTANT], dataset(make_row(number) for number in range(4)))
-    assert list(table.cells["constant"]) == list(TASKS)
-    for cell in table.cells["constant"].values():
+    found = evaluate([CONSTANT], dataset(make_row(number) for number in range(4)))
+    assert list(cells(found, "constant")) == list(TASKS)
+    for cell in cells(found, "constant").values():
         assert (cell["accuracy"], cell["accuracy_low"], cell["accuracy_high"]) == pytest.approx((1 / 3, 1 / 3, 1 / 3))
         assert cell["mrr"] == pytest.approx((1 + 1 / 2 + 1 / 3) / 3)
         assert (cell["tie_share"], cell["n"]) == (1, 4)
-    assert table.mean("constant") == pytest.approx(1 / 3)
+    assert found.mean("constant") == pytest.approx(1 / 3)
 
 
 def test_a_model_that_scores_all_alike_is_chance_on_every_task(model, processor):
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.zero_()
-    table = evaluate([ModelSystem("dead", model, processor)], dataset(make_row(number) for number in range(4)))
-    assert [cell["accuracy"] for cell in table.cells["dead"].values()] == pytest.approx([1 / 3] * 9)
+    found = evaluate([ModelSystem("dead", model, processor)], dataset(make_row(number) for number in range(4)))
+    assert [cell["accuracy"] for cell in cells(found, "dead").values()] == pytest.approx([1 / 3] * 9)
 
 
 def test_right_is_one_and_wrong_is_zero():
-    table = evaluate([PERFECT, ANTI], dataset(make_row(number) for number in range(5)))
+    found = evaluate([PERFECT, ANTI], dataset(make_row(number) for number in range(5)))
     for name in TASKS:
-        right, wrong = table.cells["perfect"][name], table.cells["anti-perfect"][name]
+        right, wrong = found.figures("perfect", name), found.figures("anti-perfect", name)
         assert (right["accuracy"], right["mrr"], right["tie_share"]) == (1, 1, 0)
         assert (wrong["accuracy"], wrong["mrr"]) == (0, pytest.approx(1 / 3))
-    assert (table.mean("perfect"), table.mean("anti-perfect")) == (1, 0)
+    assert (found.mean("perfect"), found.mean("anti-perfect")) == (1, 0)
 
 
 def test_candidates_may_be_of_any_number():
-    five = make_row(1, answer=3, **{f"candidate_{column}": ["x"] * 5 for column in ("qids", "names", "descriptions")})
+    five = make_row(1, answer=3, answer_qid="e", candidate_qids=list("abcde"))
+    five |= {f"candidate_{column}": ["x"] * 5 for column in ("names", "descriptions")}
     two = {name: value[:2] for name, value in make_row(0).items() if name.startswith("candidate_")}
     rows = dataset([make_row(0, **two), five | {"candidate_images": [None] * 5}])
-    assert evaluate([CONSTANT], rows).cells["constant"]["t2t"]["accuracy"] == pytest.approx((1 / 2 + 1 / 5) / 2)
+    found = evaluate([CONSTANT], rows)
+    assert found.figures("constant", "t2t")["accuracy"] == pytest.approx((1 / 2 + 1 / 5) / 2)
+    assert found.outcomes["constant"]["t2t"].candidates.tolist() == [2, 5]
 
 
 def test_a_row_counts_only_for_the_tasks_that_it_has_pictures_for():
-    table = evaluate([PERFECT, CONSTANT], lacking_pictures())
+    found = evaluate([PERFECT, CONSTANT], lacking_pictures())
     expected = {
         "t2t": 6, "t2i": 4, "t2it": 4,
         "i2t": 4, "i2i": 3, "i2it": 3,
         "it2t": 4, "it2i": 3, "it2it": 3,
     }  # fmt: skip
-    assert table.evaluable == expected
-    assert table.rows == 6
-    for cells in table.cells.values():
-        assert {name: cell["n"] for name, cell in cells.items()} == expected
-    assert table.mean("perfect") == 1
+    assert {name: found.evaluable(name) for name in TASKS} == expected
+    assert found.missing["i2i"] == {"no mention picture": 2, "a candidate without a picture": 1}
+    assert len(found) == 6
+    for system in found.systems:
+        assert {name: cell["n"] for name, cell in cells(found, system).items()} == expected
+    assert found.mean("perfect") == 1
 
 
-def test_a_task_without_rows_has_no_cell():
+def test_a_row_without_candidates_counts_for_no_task_and_is_said_to():
+    bare = {name: [] for name in make_row(1) if name.startswith("candidate_")}
+    found = evaluate([PERFECT], dataset([make_row(0), make_row(1, **bare)]))
+    assert {found.evaluable(name) for name in TASKS} == {1}
+    assert found.missing["t2t"] == {"no candidates": 1}
+    assert found.outcomes["perfect"]["t2t"].rows.tolist() == [0]
+
+
+def test_a_gold_that_is_no_candidate_is_a_miss():
+    found = evaluate([PERFECT], dataset([make_row(0), make_row(1, answer=-1, answer_qid="Q404")]))
+    assert (found.figures("perfect", "t2t")["accuracy"], found.figures("perfect", "t2t")["misses"]) == (0.5, 1)
+
+
+def test_a_task_without_rows_has_no_figures():
     rows = dataset(make_row(number, candidate_images=[None] * 3) for number in range(3))
-    table = evaluate([CONSTANT, ImageHash()], rows)
-    assert [name for name, count in table.evaluable.items() if count] == ["t2t", "i2t", "it2t"]
-    assert list(table.cells["constant"]) == ["t2t", "i2t", "it2t"]
-    assert table.cells["image hash"] == {}
-    assert table.mean("constant") == pytest.approx(1 / 3)
+    found = evaluate([CONSTANT, ShyJudge("shy", 1.0, 0.0)], rows)
+    assert list(cells(found, "constant")) == ["t2t", "i2t", "it2t"]
+    assert cells(found, "shy") == {}
+    assert found.mean("constant") == pytest.approx(1 / 3)
+
+
+class ShyJudge(Judge):
+    """Links pictures to pictures alone."""
+
+    def can_do(self, task: Task) -> bool:
+        return task.name == "i2i"
+
+
+def test_a_system_that_cannot_do_a_task_has_figures_only_where_it_can():
+    found = evaluate([ShyJudge("shy", 1.0, 0.0), PERFECT], dataset([make_row(0), make_row(1)]))
+    assert list(cells(found, "shy")) == ["i2i"]
+    assert found.mean("shy") is None
 
 
 def test_only_the_asked_tasks_are_measured():
-    table = evaluate([PERFECT], lacking_pictures(), [TASKS["i2i"], TASKS["t2i"]])
-    assert table.evaluable == {"i2i": 3, "t2i": 4}
-    assert list(table.cells["perfect"]) == ["i2i", "t2i"]
+    found = evaluate([PERFECT], lacking_pictures(), [TASKS["i2i"], TASKS["t2i"]])
+    assert {task.name: found.evaluable(task.name) for task in found.tasks} == {"i2i": 3, "t2i": 4}
+    assert list(cells(found, "perfect")) == ["i2i", "t2i"]
 
 
-def test_no_rows_and_scores_without_a_rank_are_errors():
+def test_bad_input_is_one_clear_line():
     with pytest.raises(M3ELError, match="no rows to evaluate"):
         evaluate([CONSTANT], dataset([make_row(0)]).select([]))
-    with pytest.raises(M3ELError, match="NaN"):
-        evaluate([Judge("broken", float("nan"), 0.0)], dataset([make_row(0)]))
-
-
-def test_the_mean_is_over_all_evaluable_tasks_or_none():
-    def cell(accuracy: float) -> dict[str, float]:
-        return {"accuracy": accuracy, "mrr": accuracy / 2}
-
-    cells = {"all": {"t2t": cell(0.2), "i2i": cell(0.6)}, "some": {"t2t": cell(0.9)}, "none": {}}
-    table = Table(cells, {"t2t": 5, "i2i": 2, "t2i": 0}, 5)
-    assert table.mean("all") == pytest.approx(0.4)
-    assert table.mean("all", "mrr") == pytest.approx(0.2)
-    assert table.mean("some") is None and table.mean("none") is None
-    assert Table({"all": {}}, {"t2t": 0}, 5).mean("all") is None
-
-
-def test_a_system_that_cannot_do_a_task_has_a_cell_only_where_it_can():
-    table = evaluate([StringMatch(), PERFECT], dataset([make_row(0), make_row(1)]))
-    assert list(table.cells["string match"]) == ["t2t", "t2it", "it2t", "it2it"]
-    assert table.mean("string match") is None
+    for bad in (float("nan"), float("inf")):
+        with pytest.raises(M3ELError, match="broken scores row-1 with NaN or infinity on t2t"):
+            evaluate([Judge("broken", bad, 0.0)], dataset([make_row(1)]))
+    with pytest.raises(M3ELError, match="2 rows have the id row-3: each would be counted"):
+        evaluate([CONSTANT], dataset([make_row(1), make_row(3), make_row(3)]))
+    for answer in (3, -2, None):
+        with pytest.raises(M3ELError, match=f"row row-1 has answer {answer} but 3 candidates"):
+            evaluate([CONSTANT], dataset([make_row(0), make_row(1, answer=answer)]))
+    with pytest.raises(M3ELError, match="two systems have the same name"):
+        evaluate([CONSTANT, CONSTANT], dataset([make_row(1)]))
 
 
 # A model as a system.
-
-
-def raw_scores(system: ModelSystem, rows: Sequence[Row]) -> dict[str, list[Scores | None]]:
-    return system.scores(rows, list(TASKS.values()))
 
 
 def assert_same_scores(found: dict[str, list[Any]], expected: dict[str, list[Any]]) -> None:
@@ -217,18 +243,20 @@ def scored_alone(model: ClipNDModel, processor: ClipNDProcessor, row: Row, task:
 
 def test_a_model_scores_each_candidate_as_it_would_alone(model, processor):
     rows = [make_row(0), make_row(1, context=None), make_row(2, candidate_descriptions=[None, "a band", None])]
-    scores = raw_scores(ModelSystem("model", model, processor), rows)
+    scores = score_candidates(ModelSystem("model", model, processor), rows)
     for name, task in TASKS.items():
         for row, found in zip(rows, scores[name], strict=True):
             np.testing.assert_allclose(found, scored_alone(model, processor, row, task), rtol=1e-5, atol=1e-5)
 
 
 def test_a_model_has_no_score_where_a_row_does_not_fit(model, processor):
-    scores = raw_scores(ModelSystem("model", model, processor), [make_row(0), make_row(1, mention_image=None)])
+    scores = score_candidates(ModelSystem("model", model, processor), [make_row(0), make_row(1, mention_image=None)])
     assert [one is None for one in scores["i2i"]] == [False, True]
     assert [one is None for one in scores["t2i"]] == [False, False]
-    table = evaluate([ModelSystem("model", model, processor)], lacking_pictures())
-    assert {name: cell["n"] for name, cell in table.cells["model"].items()} == table.evaluable
+    found = evaluate([ModelSystem("model", model, processor)], lacking_pictures())
+    assert {name: cell["n"] for name, cell in cells(found, "model").items()} == {
+        name: found.evaluable(name) for name in TASKS
+    }
 
 
 @pytest.mark.parametrize("batch_size", [1, 4])
@@ -236,14 +264,17 @@ def test_a_models_figures_do_not_depend_on_the_batch(model, processor, monkeypat
     known = {name: value for name, value in make_row(0).items() if name.startswith(("candidate_", "answer"))}
     rows = dataset([*map(make_row, range(3)), make_row(3, mention_image=None), make_row(4, **known), make_row(5)])
 
-    def measure(size: int) -> Table:
+    def measure(size: int) -> Evaluation:
         monkeypatch.setattr(evaluator, "BATCH_SIZE", size)
+        monkeypatch.setattr(evaluator, "GROUP_SIZE", max(1, size // 2))
+        for module in (evaluator, chunks):
+            monkeypatch.setattr(module, "CHUNK", 3 * size)
         return evaluate([ModelSystem("model", model, processor)], rows)
 
     whole, parts = measure(64), measure(batch_size)
-    assert parts.evaluable == whole.evaluable
-    for name, cell in whole.cells["model"].items():
-        assert parts.cells["model"][name] == pytest.approx(cell, rel=1e-5)
+    assert parts.missing == whole.missing
+    for name, cell in cells(whole, "model").items():
+        assert cells(parts, "model")[name] == pytest.approx(cell, rel=1e-5)
 
 
 def test_rows_are_scored_alike_together_and_one_by_one(model, processor):
@@ -258,22 +289,22 @@ def test_rows_are_scored_alike_together_and_one_by_one(model, processor):
     )
     for rows in ([one, other], [other, one]):
         system = ModelSystem("model", model, processor)
-        separate = [raw_scores(system, [row]) for row in rows]
+        separate = [score_candidates(system, [row]) for row in rows]
         expected = {name: [each[name][0] for each in separate] for name in TASKS}
-        assert_same_scores(raw_scores(system, rows), expected)
+        assert_same_scores(score_candidates(system, rows), expected)
 
 
 def test_rows_that_have_nothing_to_score_are_left_out(model, processor):
     bare = make_row(1, candidate_names=["", "a", "b"], candidate_descriptions=[None] * 3, candidate_images=[None] * 3)
     blank = make_row(2, mention="", context=None, mention_image=None)
     system = ModelSystem("model", model, processor)
-    table = evaluate([system], dataset([make_row(0), bare, blank]))
-    assert set(table.evaluable.values()) == {1}
+    found = evaluate([system], dataset([make_row(0), bare, blank]))
+    assert {found.evaluable(name) for name in TASKS} == {1}
     alone = evaluate([system], dataset([make_row(0)]))
-    assert {name: cell["n"] for name, cell in table.cells["model"].items()} == dict.fromkeys(TASKS, 1)
-    for name, cell in alone.cells["model"].items():
-        assert table.cells["model"][name] == pytest.approx(cell)
-    assert evaluate([system], dataset([bare, blank])).cells["model"] == {}
+    assert {name: cell["n"] for name, cell in cells(found, "model").items()} == dict.fromkeys(TASKS, 1)
+    for name, cell in cells(alone, "model").items():
+        assert cells(found, "model")[name] == pytest.approx(cell)
+    assert cells(evaluate([system], dataset([bare, blank])), "model") == {}
 
 
 def test_measuring_leaves_the_model_in_the_mode_that_it_found(processor):
@@ -281,64 +312,8 @@ def test_measuring_leaves_the_model_in_the_mode_that_it_found(processor):
     for training in (True, False):
         model.train(training)
         evaluate([ModelSystem("model", model, processor)], rows)
-        average_mention(model, processor, rows)
         assert model.training is training
         assert all(parameter.requires_grad for parameter in model.parameters())
-
-
-# The mention-blind control.
-
-
-def test_the_average_mention_is_the_mean_over_what_mentions_have(model, processor, monkeypatch):
-    monkeypatch.setattr(evaluator, "BATCH_SIZE", 2)
-    rows = [make_row(0), make_row(1, mention_image=None), make_row(2, context=None), make_row(3), make_row(4)]
-    average = average_mention(model, processor, dataset(rows))
-    assert len(average) == 1
-    with torch.no_grad():
-        alone = [
-            model.encode_mentions(**processor.mentions([row["mention"]], [row["context"]], [row["mention_image"]]))
-            for row in rows
-        ]
-    pictured = [one for one in alone if one.has_image[0]]
-    assert len(pictured) == 4
-
-    def mean(values: Sequence[torch.Tensor]) -> torch.Tensor:
-        return sum(values) / len(values)
-
-    expected = {"text": mean([one.text[0] for one in alone]), "image": mean([one.image[0] for one in pictured])}
-    expected = {name: value / value.norm() for name, value in expected.items()}
-    if model.config.head == "matching":
-        for name in ("text_keys", "text_values"):
-            expected[name] = mean([token for one in alone for token in getattr(one, name)[0]])[None]
-        for name in ("image_keys", "image_values"):
-            expected[name] = mean([token for one in pictured for token in getattr(one, name)[0]])[None]
-        for name in ("image_cls", "cross"):
-            expected[name] = mean([getattr(one, name)[0] for one in pictured])
-        assert average.text_mask.all()
-    for name, value in expected.items():
-        torch.testing.assert_close(getattr(average, name)[0], value, rtol=1e-4, atol=1e-5)
-    assert average.has_text.all() and average.has_image.all()
-
-
-def test_without_a_picture_the_average_has_none(model, processor):
-    average = average_mention(model, processor, dataset(make_row(number, mention_image=None) for number in range(3)))
-    assert (average.has_text.tolist(), average.has_image.tolist()) == ([True], [False])
-    mentions = average.show(text=False)
-    assert not (mentions.has_text | mentions.has_image).any()
-
-
-def test_the_control_scores_alike_whatever_the_mention_is(model, processor):
-    rows = [make_row(0)]
-    for number in (1, 2):
-        other = make_row(number)
-        rows.append(rows[0] | {name: other[name] for name in ("mention", "context", "mention_image")})
-    average = average_mention(model, processor, dataset(rows))
-    blind = raw_scores(ModelSystem("control", model, processor, average), rows)
-    seeing = raw_scores(ModelSystem("model", model, processor), rows)
-    for name in TASKS:
-        assert all(np.array_equal(one, blind[name][0]) for one in blind[name])
-        assert not np.allclose(seeing[name][0], seeing[name][1], rtol=1e-3)
-    entities = model.encode_entities(**LinkingCollator(processor)(rows[:1]).entities)
-    with torch.no_grad():
-        expected = model.score(average.show(image=False), entities.show(text=False)).total[0]
-    np.testing.assert_allclose(blind["t2i"][0], expected, rtol=1e-5)
+    model.train().clip.vision_model.eval()  # as one that is not trained
+    evaluate([ModelSystem("model", model, processor)], rows)
+    assert (model.training, model.clip.text_model.training, model.clip.vision_model.training) == (True, True, False)

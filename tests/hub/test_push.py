@@ -21,6 +21,7 @@ from PIL import Image as Pictures
 
 from m3el_hf import M3ELError
 from m3el_hf.hub.push import Pushed, push_folder
+from m3el_hf.metrics import LINKING_ACCURACY
 from tests.conftest import tiny_model
 from tests.hub_server import HANG_UP, LOSE_ANSWER, HubServer, hub_environment, run_python
 
@@ -300,6 +301,47 @@ def test_adapters_come_back_from_the_hub_with_their_base(client, hub, processor,
         """,
         hub_environment(hub.url, tmp_path / "load"),
     )
+
+
+def test_the_metric_comes_back_from_the_hub(client, hub, tmp_path):
+    run_python(
+        """
+        from m3el_hf.cli import main
+        assert main(["push", "--metric", "user/linking_accuracy"]) == 0
+        assert main(["push", "--metric", "user/linking_accuracy", "--private"]) == 2
+        """,
+        hub_environment(hub.url, tmp_path / "push"),
+    )
+    files = hub.files("user/linking_accuracy", "space")
+    assert {"README.md", "app.py", "linking_accuracy.py", "requirements.txt"} <= files.keys()
+    assert all(files[name] == (LINKING_ACCURACY / name).read_bytes() for name in files.keys() - {".gitattributes"})
+    run_python(
+        """
+        import evaluate
+
+        metric = evaluate.load("user/linking_accuracy")
+        assert metric.compute(scores=[[0.9, 0.1], [0.5, 0.5]], references=[0, 1])["accuracy"] == 0.75
+        ranked = evaluate.load("user/linking_accuracy", "ranked")
+        assert ranked.compute(predictions=[["Q1", "Q2"]], references=["Q2"])["mrr"] == 0.5
+        """,
+        hub_environment(hub.url, tmp_path / "load") | {"HF_UPDATE_DOWNLOAD_COUNTS": "0"},
+    )
+    assert any("/spaces/user/linking_accuracy/resolve/main/linking_accuracy.py" in one for one in hub.requests)
+
+
+def test_a_metric_keeps_what_its_space_has(client, hub):
+    url = client.push(LINKING_ACCURACY, "user/linking_accuracy", repo_type="space").url
+    assert url.startswith(f"{hub.url}/spaces/user/linking_accuracy/commit/")
+    hub.repository("user/linking_accuracy", "space").commit({"config.json": b"{}", "app.py": b"by hand"})
+    assert client.push(LINKING_ACCURACY, "user/linking_accuracy", repo_type="space").changed
+    files = hub.files("user/linking_accuracy", "space")
+    assert files["config.json"] == b"{}"
+    assert files["app.py"] == (LINKING_ACCURACY / "app.py").read_bytes()
+
+
+def test_a_metric_has_the_name_under_which_it_is_loaded():
+    with pytest.raises(M3ELError, match="would look for other.py, .* name the repository user/linking_accuracy"):
+        push_folder(LINKING_ACCURACY, "user/other", repo_type="space")
 
 
 def test_what_has_arrived_is_not_sent_again(client, hub, built):

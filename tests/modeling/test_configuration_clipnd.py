@@ -8,6 +8,7 @@ import pytest
 from transformers import AutoConfig, CLIPConfig
 
 from m3el_hf import ClipNDConfig, ClipNDModel
+from m3el_hf.modeling.configuration_clipnd import BRANCHES
 
 OURS: dict[str, Any] = {
     "head": "matching",
@@ -17,6 +18,7 @@ OURS: dict[str, Any] = {
     "contrastive_weight": 0.25,
     "contrastive_self": "zero",
     "matching_direction": "bidirectional",
+    "matching_branches": ["image", "image_text"],
     "mask_padding": False,
     "format_version": 1,
 }
@@ -75,6 +77,38 @@ def test_the_written_file_names_what_loads_it_without_the_package(tmp_path):
 def test_an_unknown_choice_is_refused_with_the_choices(name, wrong, choices):
     with pytest.raises(ValueError, match=f"{name} is {wrong!r}: choose one of {choices}$"):
         ClipNDConfig(**{name: wrong})
+
+
+@pytest.mark.parametrize(
+    ("direction", "named", "expected"),
+    [
+        ("unidirectional", None, ["text", "image", "cross"]),
+        ("bidirectional", None, ["text", "image", "text_image", "image_text"]),
+        ("unidirectional", ("cross", "text"), ["text", "cross"]),
+        ("bidirectional", ["cross", "text"], ["text", "text_image", "image_text"]),
+        ("bidirectional", ["cross", "image_text"], ["text_image", "image_text"]),
+        ("bidirectional", ["image_text"], ["image_text"]),
+    ],
+)
+def test_branches_are_named_in_any_order_and_cross_means_those_of_the_direction(direction, named, expected):
+    config = ClipNDConfig(head="matching", matching_direction=direction, matching_branches=named)
+    assert config.matching_branches == expected
+    assert set(expected) <= set(BRANCHES[direction])
+
+
+@pytest.mark.parametrize("wrong", [["texts"], ["text_image"], [], "text", 3, [["text"]]])
+def test_what_is_no_branch_of_the_direction_is_refused_in_one_line(wrong):
+    with pytest.raises(ValueError, match=r"matching_branches is .*: the unidirectional form has text, image, cross;"):
+        ClipNDConfig(matching_branches=wrong)
+
+
+def test_a_configuration_of_before_there_were_branches_to_choose_has_all(tmp_path):
+    ClipNDConfig(head="matching").save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    written = json.loads(file.read_text())
+    assert written.pop("matching_branches") == ["text", "image", "cross"]
+    file.write_text(json.dumps(written))
+    assert ClipNDConfig.from_pretrained(tmp_path).matching_branches == ["text", "image", "cross"]
 
 
 def edited(folder: Path, **keys: Any) -> Path:

@@ -250,8 +250,13 @@ CONFIGS: list[dict[str, Any]] = [
     {"matching_direction": "bidirectional"},
     {"mask_padding": False},
     {"matching_direction": "bidirectional", "mask_padding": False},
+    {"matching_branches": ["text", "cross"]},
+    {"matching_branches": ["image"]},
+    {"matching_branches": ["cross"]},
+    {"matching_direction": "bidirectional", "matching_branches": ["text", "image", "image_text"]},
+    {"matching_direction": "bidirectional", "matching_branches": ["text_image"]},
 ]
-configs = pytest.mark.parametrize("config", CONFIGS, ids=["one", "both", "one-unmasked", "both-unmasked"])
+configs = pytest.mark.parametrize("config", CONFIGS, ids=lambda config: "-".join(map(str, config.values())))
 
 
 @configs
@@ -272,9 +277,10 @@ def test_scores_are_the_formulas_pair_by_pair(config, seed, rows, tokens, patche
     e = random_features(generator, rows[1], tokens[1], patches, *sizes)
     with torch.no_grad():
         scores = head(m, e)
-        assert tuple(scores.branches) == ("text", "image", *head.cross.branches)
+        kept = config.get("matching_branches", ["text", "image", *head.cross.branches])
+        assert list(scores.branches) == kept
         for b, n in np.ndindex(*rows):
-            expected = slow_branches(head, m, b, e, n)
+            expected = {name: one for name, one in slow_branches(head, m, b, e, n).items() if name in kept}
             mean = sum(expected.values()) / len(expected) if expected else -math.inf
             assert scores.total[b, n].item() == pytest.approx(mean, rel=1e-4, abs=1e-4)
             for name, branch in scores.branches.items():
@@ -312,6 +318,22 @@ def test_contrastive_loss_is_the_formula_over_the_pairs_that_have_both(self_term
             terms.append((slow_contrastive(one, other, self_term) + slow_contrastive(other, one, self_term)) / 2)
     expected = sum(terms) / len(terms) if terms else 0.0
     assert head.contrastive_loss(e, m).item() == pytest.approx(expected, rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize(("kept", "terms"), [(["text", "cross"], ["text"]), (["image"], ["image"]), (["cross"], [])])
+def test_without_a_modalitys_own_branch_its_contrastive_loss_is_left_out(kept, terms):
+    generator = torch.Generator().manual_seed(3)
+    e, m = (random_features(generator, 5, 2, 2, 3, 3, 4) for _ in range(2))
+    for side in (e, m):
+        side.has_text[:3] = side.has_image[:3] = True
+    whole = random_head(generator, 3, 3, 4).contrastive_terms(e, m)
+    head = random_head(generator, 3, 3, 4, matching_branches=kept)
+    found = head.contrastive_terms(e, m)
+    assert list(found) == [f"contrastive_{kind}" for kind in terms]
+    assert all(found[name][0] == whole[name][0] > 0 for name in found)
+    assert head.contrastive_loss(e, m).item() == pytest.approx(
+        sum((total / count).item() for total, count in found.values())
+    )
 
 
 def test_a_lone_pair_has_no_negatives_unless_its_self_similarity_is_one():

@@ -9,6 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from m3el_hf import TASKS, ClipNDModel, ClipNDProcessor
+from m3el_hf.modeling.matching_clipnd import MatchingScores
 from tests.conftest import tiny_model
 from tests.modeling.conftest import (
     ENTITIES,
@@ -258,7 +260,7 @@ def slow_branch_losses(model, processor, task_rows: list[tuple[int, str]], label
     """Each branch's cross-entropy, over the rows whose gold it can score."""
     mentions, entities = encode_all(model, processor)
     total = 0.0
-    for name in ("text", "image", *model.matching.cross.branches):
+    for name in model.config.matching_branches:
         rows, golds = [], []
         for mention, task in task_rows:
             view, gold = view_of(task), labels[mention].item()
@@ -338,3 +340,73 @@ def test_what_a_task_hides_has_no_influence_and_gets_no_gradient(model, processo
     blind = [name for name in gradients if f".{tower}." in name]
     assert not any(gradients[name].any() for name in blind)
     assert any(gradients[name].any() for name in gradients if name not in blind)
+
+
+KEPT = [("unidirectional", ["text"]), ("unidirectional", ["image", "cross"]), ("bidirectional", ["text", "image_text"])]
+
+
+def scores_as(task: str, model: ClipNDModel, processor: ClipNDProcessor) -> MatchingScores:
+    mentions, entities = encode_all(model, processor)
+    view = view_of(task)
+    return model.score(mentions.show(*view[:2]), entities.show(*view[2:]))
+
+
+@pytest.mark.parametrize(("direction", "kept"), KEPT)
+def test_a_pair_that_only_branches_left_out_could_score_has_the_score_of_clip(processor, direction, kept):
+    model, clip = headed(processor, direction, matching_branches=kept), headed(processor, "clip")
+    clip.clip = model.clip
+    with torch.no_grad():
+        for task in TASKS:
+            shared = {"text": shows_both(task, 0), "image": shows_both(task, 1)}
+            able = [name for name in kept if shared.get(name, all(shared.values()))]
+            scores = scores_as(task, model, processor)
+            if able:
+                mean = torch.stack([scores.branches[name] for name in able]).mean(0)
+                torch.testing.assert_close(scores.total, mean)
+                assert not scores.branches["clip"].isfinite().any()
+            else:
+                torch.testing.assert_close(scores.total, scores_as(task, clip, processor).total)
+            rows = [(0, task), (2, task)]
+            by_rows = model(**forward_inputs(processor, rows)).scores
+            torch.testing.assert_close(by_rows, scores.total[[0, 2]], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("direction", "kept"), KEPT)
+def test_branches_left_out_bring_no_loss_and_get_no_gradient(processor, direction, kept):
+    model = headed(processor, direction, matching_branches=kept, contrastive_weight=0.7)
+    out = model(**forward_inputs(processor, TASK_ROWS), labels=LABELS)
+    contrastive = {f"contrastive_{name}" for name in kept if name in ("text", "image")}
+    assert set(out.losses) == {"total", *kept, *contrastive}
+    expected = slow_cross_entropy(out.scores.tolist(), [LABELS[mention].item() for mention, _ in TASK_ROWS])
+    expected += slow_branch_losses(model, processor, TASK_ROWS, LABELS)
+    expected += sum(0.7 * out.losses[name].item() for name in contrastive) / max(1, len(contrastive))
+    assert out.loss.item() == pytest.approx(expected, rel=1e-5)
+    out.loss.backward()
+    for name in {"text", "image"} - set(kept):
+        module = getattr(model.matching, name)
+        assert all(one.grad is None or not one.grad.any() for one in module.parameters())
+    assert all(getattr(model.matching, name).fc_query.weight.grad.any() for name in {"text", "image"} & set(kept))
+
+
+@pytest.mark.parametrize(("direction", "kept"), KEPT)
+def test_a_saved_model_scores_by_the_branches_it_was_saved_with(processor, tmp_path, direction, kept):
+    model = headed(processor, direction, matching_branches=kept)
+    model.save_pretrained(tmp_path)
+    loaded = ClipNDModel.from_pretrained(tmp_path)
+    scores = [one.score(*encode_all(one, processor)) for one in (model, loaded)]
+    assert scores[0].branches.keys() == scores[1].branches.keys() == {*kept, "clip"}
+    torch.testing.assert_close(scores[0].total, scores[1].total)
+
+
+@pytest.mark.parametrize(("direction", "kept"), KEPT)
+def test_training_by_some_branches_lowers_the_loss(processor, direction, kept):
+    model = headed(processor, direction, matching_branches=kept).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    losses = []
+    for _ in range(8):
+        optimizer.zero_grad()
+        loss = model(**forward_inputs(processor, TASK_ROWS), labels=LABELS).loss
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.8 * losses[0]

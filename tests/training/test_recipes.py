@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from m3el_hf import M3ELError
-from m3el_hf.modeling.configuration_clipnd import DIRECTIONS, HEADS
+from m3el_hf.modeling.configuration_clipnd import BRANCHES, DIRECTIONS, HEADS
 from m3el_hf.modeling.processing_clipnd import TEMPLATES
-from m3el_hf.training.arguments import MODEL_CHOICES, RunArguments
+from m3el_hf.training.arguments import MODEL_BRANCHES, MODEL_CHOICES, RunArguments
 from m3el_hf.training.recipes import add_flags, read_recipe, run_arguments, write_recipe
 
 
@@ -81,6 +81,12 @@ def test_help_says_what_the_defaults_are():
         ("- data", "holds no settings"),
         ("? [a]\n: 1", "there is no setting ''"),
         ("data: x\nhead: clop", "head is 'clop': choose one of clip, matching, pooled"),
+        (
+            "data: x\nmatching_branches: text,crosss",
+            "matching_branches is 'text,crosss': give some of text, image, cross",
+        ),
+        ("data: x\nmatching_branches: text,", "matching_branches is 'text,': give some of"),
+        ("data: x\nmatching_branches: [text]", "matching_branches is text, not a list or a mapping"),
         ("data: x\nbranch_weight: -1", "branch_weight is -1.0: it must not be negative"),
         ("data: x\nhub_every_epochs: 2", "hub_every_epochs is for a run that is published: set push_to_hub"),
         ("data: x\npush_to_hub: u/x\nhub_every_epochs: 0", "hub_every_epochs is 0"),
@@ -115,6 +121,13 @@ def test_choices_are_those_of_the_model():
     assert set(MODEL_CHOICES["head"]) == set(HEADS)
     assert set(MODEL_CHOICES["matching_direction"]) == set(DIRECTIONS)
     assert set(MODEL_CHOICES["template"]) == set(TEMPLATES)
+    assert set(MODEL_BRANCHES) == {name for branches in BRANCHES.values() for name in branches}
+
+
+def test_branches_are_named_with_commas(tmp_path):
+    arguments = parsed(written(tmp_path, "data: m3el\nmatching_branches: text, cross\n"))
+    assert arguments.model_settings == {"matching_branches": ["text", "cross"]}
+    assert parsed("--data", "m3el", "--matching-branches", "none").model_settings == {}
 
 
 @pytest.mark.parametrize("package", ["tensorboard", "wandb"])

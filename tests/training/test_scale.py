@@ -14,6 +14,7 @@ KINDS = {
     "pooled": {"head": "pooled"},
     "uni": {"head": "matching"},
     "bi": {"head": "matching", "model": {"matching_direction": "bidirectional"}},
+    "branch": {"head": "matching", "model": {"matching_branches": ["text"]}},
     "parts": {"head": "matching", "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2},
     "few": {"head": "matching", "rows": 6, "tasks": "t2t=1,i2i=1", "tasks_per_mention": 1, "max_steps": 8},
 }

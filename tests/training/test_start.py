@@ -7,7 +7,7 @@ import torch
 
 from m3el_hf import ClipNDModel, ClipNDProcessor, M3ELError
 from m3el_hf.training.lora import add_lora
-from m3el_hf.training.start import start_model
+from m3el_hf.training.start import MATCHING_ONLY, start_model
 from tests.conftest import tiny_model
 
 
@@ -60,6 +60,28 @@ def test_settings_reach_the_model_from_scratch_and_from_a_clip(processor, data, 
         assert {name: getattr(config, name) for name in settings} == settings
 
 
+@pytest.mark.parametrize("direction", ["unidirectional", "bidirectional"])
+def test_branches_that_are_left_out_stay_so_wherever_the_model_starts(processor, data, tmp_path, direction):
+    settings = {"matching_direction": direction, "matching_branches": ["text", "cross"]}
+    expected = {"unidirectional": ["text", "cross"], "bidirectional": ["text", "text_image", "image_text"]}[direction]
+    clip = start_model(saved_clip(processor, tmp_path / "clip"), "matching", data["train"], **settings)[0]
+    model, processor = start_model(None, "matching", data["train"], **settings)
+    assert clip.config.matching_branches == model.config.matching_branches == expected
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    for same in ({}, {"matching_branches": ["cross", "text"]}):
+        assert start_model(str(tmp_path), None, data["train"], **same)[0].matching.kept == expected
+    with pytest.raises(M3ELError, match=r"has the matching_branches \['text', .*, not \['text'\]: leave"):
+        start_model(str(tmp_path), None, data["train"], matching_branches=["text"])
+
+
+@pytest.mark.parametrize("base", [False, True])
+def test_branches_of_the_other_direction_are_one_line(processor, data, tmp_path, base):
+    start = saved_clip(processor, tmp_path) if base else None
+    with pytest.raises(M3ELError, match=r"matching_branches is \['text_image'\]: the unidirectional form has [^\n]+$"):
+        start_model(start, "matching", data["train"], matching_branches=["text_image"])
+
+
 def test_a_saved_model_is_trained_on_as_it_is(processor, data, tmp_path):
     model, processor = start_model(None, "matching", data["train"], seed=5, template="D")
     model.save_pretrained(tmp_path)
@@ -83,8 +105,8 @@ def test_adapters_alone_are_no_start(processor, data, tmp_path):
         start_model(str(tmp_path / "adapters"), None, data["train"])
 
 
-@pytest.mark.parametrize("name", ["matching_direction", "contrastive_weight", "branch_weight"])
+@pytest.mark.parametrize("name", MATCHING_ONLY)
 def test_a_setting_of_another_head_is_refused(name, data):
-    value = "bidirectional" if name == "matching_direction" else 1.0
+    value = {"matching_direction": "bidirectional", "matching_branches": ["text"]}.get(name, 1.0)
     with pytest.raises(M3ELError, match=f"{name} is for the matching head"):
         start_model(None, None, data["train"], **{name: value})
