@@ -134,5 +134,7 @@ def _arm(experiment: str, name: str, read: Any) -> Arm:
     fraction = float(settings.pop("fraction", 1.0))
     if not 0 < fraction <= 1:
         raise M3ELError(f"experiment {experiment}: the arm {name!r} sees {fraction} of the rows: above 0, at most 1")
-    values = {key: read_setting(key, value, f"experiment {experiment}, arm {name!r}") for key, value in settings.items()}
+    values = {
+        key: read_setting(key, value, f"experiment {experiment}, arm {name!r}") for key, value in settings.items()
+    }
     return Arm(name, values, None if topics is None else tuple(topics), fraction)

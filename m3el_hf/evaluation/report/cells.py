@@ -126,6 +126,20 @@ def with_counts(table: DataTable) -> tuple[tuple[Column, ...], tuple[tuple[Value
     return (*table.columns, Column("n")), tuple((*row, n) for row, n in zip(table.rows, column, strict=True))
 
 
+def of_words(columns: Sequence[Column], rows: Sequence[Sequence[Value]]) -> list[bool]:
+    """Whether a column holds texts and no figures; the first, which names the rows, counts as such."""
+    held = [[row[place] for row in rows if row[place] is not None] for place in range(len(columns))]
+    return [not place or (bool(one) and all(isinstance(value, str) for value in one)) for place, one in enumerate(held)]
+
+
+def row_name(table: DataTable, row: Sequence[Value]) -> str:
+    """What names a row for machines: its first value, and the texts that follow before any column of figures."""
+    words = of_words(table.columns, table.rows)
+    leading = row[: words.index(False) if False in words else len(words)]
+    values = (one.value if isinstance(one, Estimate) else one for one in leading if one is not None)
+    return " · ".join(map(str, values))
+
+
 def places(values: Sequence[Value]) -> list[int | None]:
     """Where each value comes in ascending order, from 0; equal ones share a place, None has none and comes last.
 

@@ -18,6 +18,7 @@ from m3el_hf.evaluation.report.cells import (
     deviation,
     interval,
     number,
+    of_words,
     places,
     setting_line,
     text,
@@ -66,6 +67,7 @@ class Shown:
     Attributes:
         table: The table.
         columns: Its columns, and ``n`` where it needs one.
+        words: Whether each holds texts alone.
         rows: The rows that are no means.
         means: The rows that are.
         unit: What all figures are in, which the setting says; empty where headings say it.
@@ -75,6 +77,7 @@ class Shown:
 
     table: DataTable
     columns: tuple[Column, ...]
+    words: list[bool]
     rows: tuple[Row, ...]
     means: tuple[Row, ...]
     unit: str
@@ -120,7 +123,8 @@ def _shown(table: DataTable) -> Shown:
     setting = setting_line(table)
     if any(interval(value) for row in rows for value in row):
         setting += " · small type: 95 % intervals"
-    return Shown(table, columns, shown[:body], shown[body:], common_unit(table), setting, chart)
+    words = of_words(columns, rows)
+    return Shown(table, columns, words, shown[:body], shown[body:], common_unit(table), setting, chart)
 
 
 def _cell(value: Value, column: Column, place: int | None, own_n: bool) -> Cell:
