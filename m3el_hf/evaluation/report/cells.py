@@ -45,15 +45,18 @@ def text(value: Value, unit: str = "") -> str:
 
 
 def interval(value: Value, unit: str = "") -> str:
-    """The 95 % interval, or nothing.
+    """The 95 % interval; nothing where there is none, or where it is, as written, the figure alone.
 
     Example:
-        >>> interval(Estimate(0.5, 0.481, 0.603), "%"), interval(Estimate(0.5, -0.1, 0.2)), interval(0.5)
+        >>> interval(Estimate(0.5, 0.481, 0.603), "%"), interval(Estimate(0.5, -0.1, 0.2)), interval(Estimate(1, 1, 1))
         ('48.1–60.3', '−0.100 to 0.200', '')
     """
     if not isinstance(value, Estimate) or value.low is None or value.high is None:
         return ""
-    return (" to " if value.low < 0 else DASH).join((number(value.low, unit), number(value.high, unit)))
+    low, high = number(value.low, unit), number(value.high, unit)
+    if low == high == number(value.value, unit):
+        return ""
+    return f"{low} to {high}" if value.low < 0 else f"{low}–{high}"
 
 
 def deviation(value: Value, unit: str = "") -> str:
