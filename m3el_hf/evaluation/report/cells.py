@@ -45,15 +45,18 @@ def text(value: Value, unit: str = "") -> str:
 
 
 def interval(value: Value, unit: str = "") -> str:
-    """The 95 % interval, or nothing.
+    """The 95 % interval; nothing where there is none, or where it is, as written, the figure alone.
 
     Example:
-        >>> interval(Estimate(0.5, 0.481, 0.603), "%"), interval(Estimate(0.5, -0.1, 0.2)), interval(0.5)
+        >>> interval(Estimate(0.5, 0.481, 0.603), "%"), interval(Estimate(0.5, -0.1, 0.2)), interval(Estimate(1, 1, 1))
         ('48.1–60.3', '−0.100 to 0.200', '')
     """
     if not isinstance(value, Estimate) or value.low is None or value.high is None:
         return ""
-    return (" to " if value.low < 0 else DASH).join((number(value.low, unit), number(value.high, unit)))
+    low, high = number(value.low, unit), number(value.high, unit)
+    if low == high == number(value.value, unit):
+        return ""
+    return f"{low} to {high}" if value.low < 0 else f"{low}–{high}"
 
 
 def deviation(value: Value, unit: str = "") -> str:
@@ -124,6 +127,20 @@ def with_counts(table: DataTable) -> tuple[tuple[Column, ...], tuple[tuple[Value
     if column is None:
         return table.columns, table.rows
     return (*table.columns, Column("n")), tuple((*row, n) for row, n in zip(table.rows, column, strict=True))
+
+
+def of_words(columns: Sequence[Column], rows: Sequence[Sequence[Value]]) -> list[bool]:
+    """Whether a column holds texts and no figures; the first, which names the rows, counts as such."""
+    held = [[row[place] for row in rows if row[place] is not None] for place in range(len(columns))]
+    return [not place or (bool(one) and all(isinstance(value, str) for value in one)) for place, one in enumerate(held)]
+
+
+def row_name(table: DataTable, row: Sequence[Value]) -> str:
+    """What names a row for machines: its first value, and the texts that follow before any column of figures."""
+    words = of_words(table.columns, table.rows)
+    leading = row[: words.index(False) if False in words else len(words)]
+    values = (one.value if isinstance(one, Estimate) else one for one in leading if one is not None)
+    return " · ".join(map(str, values))
 
 
 def places(values: Sequence[Value]) -> list[int | None]:

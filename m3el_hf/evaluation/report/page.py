@@ -18,6 +18,7 @@ from m3el_hf.evaluation.report.cells import (
     deviation,
     interval,
     number,
+    of_words,
     places,
     setting_line,
     text,
@@ -66,6 +67,7 @@ class Shown:
     Attributes:
         table: The table.
         columns: Its columns, and ``n`` where it needs one.
+        words: Whether each holds texts alone.
         rows: The rows that are no means.
         means: The rows that are.
         unit: What all figures are in, which the setting says; empty where headings say it.
@@ -75,6 +77,7 @@ class Shown:
 
     table: DataTable
     columns: tuple[Column, ...]
+    words: list[bool]
     rows: tuple[Row, ...]
     means: tuple[Row, ...]
     unit: str
@@ -106,27 +109,22 @@ def _template() -> jinja2.Template:
 def _shown(table: DataTable) -> Shown:
     columns, rows = with_counts(table)
     body = len(table.body)
-    order = [places([row[place] for row in rows[:body]]) for place in range(len(columns))]
+    means: list[int | None] = [None] * table.summary_rows  # they have no place among the others
+    order = [places([row[column] for row in rows[:body]]) + means for column in range(len(columns))]
     own_n = counts(table).in_cells
-    shown = [
-        Row(
-            tuple(
-                _cell(value, column, order[place][number] if number < body else None, own_n)
-                for place, (column, value) in enumerate(zip(columns, row, strict=True))
-            ),
-            table.tags[number] if table.tags else {},
-        )
-        for number, row in enumerate(rows)
-    ]
+    shown = tuple(
+        Row(tuple(_cell(*parts, own_n) for parts in zip(row, columns, ranks, strict=True)), tags)
+        for row, ranks, tags in zip(rows, zip(*order, strict=True), table.tags or [{}] * len(rows), strict=True)
+    )
     chart = None
     if table.chart:
-        drawn = [_data_url("svg+xml", charts.svg(table, ink)) for ink in (charts.LIGHT, charts.DARK)]
-        chart = (charts.about(table), drawn[0], drawn[1])
-    rows_and_means = tuple(shown[:body]), tuple(shown[body:])
+        light, dark = (_data_url("svg+xml", charts.svg(table, ink)) for ink in (charts.LIGHT, charts.DARK))
+        chart = (charts.about(table), light, dark)
     setting = setting_line(table)
     if any(interval(value) for row in rows for value in row):
         setting += " · small type: 95 % intervals"
-    return Shown(table, columns, *rows_and_means, common_unit(table), setting, chart)
+    words = of_words(columns, rows)
+    return Shown(table, columns, words, shown[:body], shown[body:], common_unit(table), setting, chart)
 
 
 def _cell(value: Value, column: Column, place: int | None, own_n: bool) -> Cell:

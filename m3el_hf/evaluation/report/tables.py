@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, Literal
 
 from rich import box
 from rich.console import Group
@@ -24,7 +24,9 @@ from m3el_hf.evaluation.report.cells import (
     deviation,
     heading,
     number,
+    of_words,
     printable,
+    row_name,
     setting_line,
     text,
     with_counts,
@@ -79,7 +81,7 @@ def csv_text(report: Report) -> str:
     for table in report.tables:
         setting = [getattr(table.setting, name) for name in SETTING_FIELDS]
         for row in table.rows:
-            name = row[0].value if isinstance(row[0], Estimate) else row[0]
+            name = row_name(table, row)
             for column, value in zip(table.columns[1:], row[1:], strict=True):
                 known = list(asdict(value).values()) if isinstance(value, Estimate) else [value, *[None] * 4]
                 writer.writerow((report.title, table.key, name, column.name, _unit(column), *known, *setting))
@@ -103,8 +105,8 @@ def rich_group(report: Report) -> Group:
     return Group(Text(report.title, style="bold"), *answers, *tables)
 
 
-def _shown(table: DataTable) -> tuple[tuple[Column, ...], list[list[str]]]:
-    """The columns and, as text without intervals, the rows; n is beside a figure that has one of its own."""
+def _shown(table: DataTable) -> tuple[list[str], list[bool], list[list[str]]]:
+    """The headings, whether each is of words, and the rows as text without intervals, n where a figure has its own."""
     columns, rows = with_counts(table)
     own_n = counts(table).in_cells
 
@@ -114,29 +116,28 @@ def _shown(table: DataTable) -> tuple[tuple[Column, ...], list[list[str]]]:
             parts.append(f"(n {number(value.n)})")
         return " ".join(part for part in parts if part)
 
-    return columns, [[written(value, column.unit) for column, value in zip(columns, row, strict=True)] for row in rows]
+    heads = [heading(table, column) for column in columns]
+    cells = [[written(value, column.unit) for column, value in zip(columns, row, strict=True)] for row in rows]
+    return heads, of_words(columns, rows), cells
 
 
 def _pipes(table: DataTable) -> str:
-    columns, rows = _shown(table)
-    lines = [[plain(heading(table, column)) for column in columns], ["---", *["---:"] * (len(columns) - 1)]]
-    lines += [[plain(cell) for cell in row] for row in rows]
+    heads, words, rows = _shown(table)
+    rule = ["---" if of_text else "---:" for of_text in words]
+    lines = [list(map(plain, heads)), rule, *(list(map(plain, row)) for row in rows)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def _tabular(report: Report, table: DataTable) -> str:
-    columns, rows = _shown(table)
-    versions = described(report.provenance.get("versions", {}))
-    comments = [table.title, setting_line(table), versions]
-    head = [f"% {printable(comment)}" for comment in comments if comment]
-    lines = [
-        " & ".join(map(_escaped, cells)) + r" \\" for cells in [[heading(table, column) for column in columns], *rows]
-    ]
-    body = len(table.body) + 1
-    means = [r"\midrule", *lines[body:]] if lines[body:] else []
-    begin = rf"\begin{{tabular}}{{l{'r' * (len(columns) - 1)}}}"
-    parts = [*head, begin, r"\toprule", lines[0], r"\midrule", *lines[1:body], *means, r"\bottomrule"]
-    return "\n".join([*parts, r"\end{tabular}"]) + "\n"
+    heads, words, rows = _shown(table)
+    comments = (table.title, setting_line(table), described(report.provenance.get("versions", {})))
+    above = [f"% {printable(comment)}" for comment in comments if comment]
+    sides = "".join("l" if of_text else "r" for of_text in words)
+    head, *lines = (" & ".join(map(_escaped, cells)) + r" \\" for cells in (heads, *rows))
+    body = len(table.body)
+    means = [r"\midrule", *lines[body:]] if table.summary_rows else []
+    inside = [r"\toprule", head, r"\midrule", *lines[:body], *means, r"\bottomrule"]
+    return "\n".join([*above, rf"\begin{{tabular}}{{{sides}}}", *inside, r"\end{tabular}"]) + "\n"
 
 
 def _escaped(words: str) -> str:
@@ -145,22 +146,23 @@ def _escaped(words: str) -> str:
 
 
 def _rich_table(table: DataTable) -> RichTable:
-    columns, rows = _shown(table)
+    heads, words, rows = _shown(table)
     caption = [setting_line(table)]
     shown = RichTable(title=Text(table.title), box=box.SIMPLE_HEAD, pad_edge=False)
-    # Headings break at every space and rows' names between words: the table fits 80 columns, and no figure is cut.
-    widest = max((len(word) for row in rows for word in row[0].split()), default=0)
-    shown.add_column(Text(heading(table, columns[0])), min_width=widest)
-    for column in columns[1:]:
-        shown.add_column(Text(heading(table, column).replace(" ", "\n")), justify="right", no_wrap=True)
-    for place, (name, *cells) in enumerate(rows):
+    for place, (head, of_text) in enumerate(zip(heads, words, strict=True)):
+        # Headings break at every space and texts between words: the table fits 80 columns, and no figure is cut.
+        longest = max((len(word) for row in rows for word in row[place].split()), default=0) if of_text else None
+        name = Text(head.replace(" ", "\n") if place else head)
+        justify: Literal["left", "right"] = "left" if of_text else "right"
+        shown.add_column(name, justify=justify, no_wrap=not of_text, min_width=longest)
+    for place, row in enumerate(rows):
         # Words in place of a figure are too long for a narrow column.
-        caption += [f"{name}: {cell}" for cell in cells if len(cell) > MOST_IN_CELL]
+        is_long = [not of_text and len(cell) > MOST_IN_CELL for cell, of_text in zip(row, words, strict=True)]
+        caption += [f"{row[0]}: {cell}" for cell, too_long in zip(row, is_long, strict=True) if too_long]
         if place == len(table.body):
             shown.add_section()
         shown.add_row(
-            Text(name),
-            *(Text(cell if len(cell) <= MOST_IN_CELL else DASH) for cell in cells),
+            *(Text(DASH if too_long else cell) for cell, too_long in zip(row, is_long, strict=True)),
             style="bold" if place >= len(table.body) else None,
         )
     shown.caption = Text("\n".join(caption))

@@ -12,7 +12,9 @@ from m3el_hf.evaluation.report.cells import (
     heading,
     interval,
     number,
+    of_words,
     places,
+    row_name,
     setting_line,
     text,
     with_counts,
@@ -96,6 +98,16 @@ def test_the_line_says_what_a_deviation_is():
 def test_order_goes_by_value_then_by_text_as_people_count():
     column = ["t10", "T9", "t", Estimate(0.5), 2, 0.5, None, -1, "10 lives", "9 lives"]
     assert places(column) == [7, 6, 5, 1, 2, 1, None, 0, 4, 3]
+
+
+def test_texts_that_lead_name_a_row_with_the_first():
+    columns = (Column("system"), Column("task"), Column("accuracy", "%"), Column("remark"))
+    rows = (("BM25", "t2t", Estimate(0.5), "a"), ("BM25", None, "not evaluable", "b"))
+    one = table(columns=columns, rows=rows, tags=(), summary_rows=0)
+    assert of_words(columns, rows) == [True, True, False, True]
+    assert [row_name(one, row) for row in rows] == ["BM25 · t2t", "BM25"]
+    by_number = table(rows=((100_000, "a", None, None), (0.25, None, None, None)), tags=(), summary_rows=0)
+    assert [row_name(by_number, row) for row in by_number.rows] == ["100000 · a", "0.25"]
 
 
 @given(st.lists(values, max_size=12))

@@ -169,6 +169,16 @@ def test_json_takes_what_provenance_may_hold():
     assert read["provenance"] == {"folder": "x", "rows": 3, "rate": 0.5, "best": "nan", "1": {"a": [1, None, True]}}
 
 
+def test_columns_of_words_stand_to_the_left_everywhere():
+    columns = (Column("system"), Column("task"), Column("accuracy", "%"))
+    rows = (("BM25", "a task with a name of many words", Estimate(0.5, n=3)),)
+    one = Report("x", tables=(table(columns=columns, rows=rows, tags=(), chart=None, summary_rows=0),))
+    assert "| --- | --- | ---: |" in one.to_markdown() and r"\begin{tabular}{llr}" in one.to_latex()
+    assert '<th scope="col" class="words" dir="auto">task</th><th scope="col" class="" dir="auto">' in one.to_html()
+    assert "a task with a name of many words" in printed(one)
+    assert read_csv(one)[1]["row"] == "BM25 · a task with a name of many words"
+
+
 def printed(one: Report, width: int = 80) -> str:
     console = Console(width=width, record=True, file=io.StringIO())
     console.print(one.to_rich())
