@@ -78,7 +78,7 @@ def average_mention(
     parts = [part for _, part in sorted(share.gathered(found), key=lambda one: one[0]) if part is not None]
     if not parts:
         raise M3ELError("no mention has a name, a sentence or a picture: there is nothing to average")
-    sums = {name: sum(part.sums[name] for part in parts) for name in parts[0].sums}
+    sums = {name: torch.stack([part.sums[name] for part in parts]).sum(0) for name in parts[0].sums}
     counts = {name: sum(part.counts[name] for part in parts) for name in parts[0].sums}
     average: dict[str, Any] = {name: (one / max(1, counts[name])).unsqueeze(0) for name, one in sums.items()}
     average |= {name: F.normalize(average[name], dim=-1) for name in ("text", "image")}

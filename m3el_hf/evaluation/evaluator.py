@@ -185,8 +185,8 @@ class _Measuring:
             for batch in batches:
                 rows = [self.asked.rows[number] for number in batch]
                 counted: Counted = {}
-                for system, name in zip(self.systems, fingerprints, strict=True):
-                    counted |= self._count(system, name, batch, rows)
+                for system, fingerprint in zip(self.systems, fingerprints, strict=True):
+                    counted |= self._count(system, fingerprint, batch, rows)
                 found.append(counted)
                 bar.update()
         return share.gathered(found)

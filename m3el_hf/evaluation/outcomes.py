@@ -127,11 +127,11 @@ class Evaluation:
             task: The task; None for the mean over tasks.
             figure: ``"accuracy"`` or ``"mrr"``.
         """
-        pair = [self._values(system, task, figure) for system in (one, other)]
-        if pair[0] is None or pair[1] is None:
+        mine, others = (self._values(system, task, figure) for system in (one, other))
+        if mine is None or others is None:
             return None
-        (rows, mine), (_, others) = pair
-        return paired_difference(mine, others, self.facts["gold"][rows])
+        rows, values = mine
+        return paired_difference(values, others[1], self.facts["gold"][rows])
 
     def deleaked(self, task: str) -> Mask:
         """Which rows do not give the gold away by the mention's picture being the gold's own, ``[n]``.
