@@ -9,9 +9,11 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+import transformers
 from numpy.typing import NDArray
 from torch import Tensor
 
+from m3el_hf import __version__
 from m3el_hf.data.collator import EntityRow, LinkingCollator
 from m3el_hf.modeling.encoded_clipnd import Encoded
 from m3el_hf.modeling.modeling_clipnd import ClipNDModel
@@ -77,7 +79,7 @@ class ModelSystem:
 
     @property
     def fingerprint(self) -> str | None:
-        """Of the weights and of the processor; None where the weights are not at hand."""
+        """Of the weights, the processor, and what computes; None where the weights are not at hand."""
         weights = self.model.weights_fingerprint()
         if weights is None:
             return None
@@ -88,7 +90,8 @@ class ModelSystem:
             processor.tokenizer.backend_tokenizer.to_str(),
             processor.max_text_length,
             processor.template,
-            torch.__version__,
+            home_of(self.model).type,  # kinds of device differ in the last digits, and so do versions
+            (__version__, torch.__version__, transformers.__version__),
         )
         return hashlib.blake2b(repr((weights, settings)).encode(), digest_size=12).hexdigest()
 

@@ -23,8 +23,8 @@ from m3el_hf.tasks import TASKS, TOPICS
 
 RULE = (
     "A difference counts as more than noise where its 95 % interval over the rows (whole entities drawn with "
-    "replacement, each row's value averaged over the seeds) excludes zero and every seed has the same sign. All else is "
-    "within noise."
+    "replacement, each row's value averaged over the seeds) excludes zero and every seed has the same sign. All else "
+    "is within noise."
 )
 STRONGEST_ON = {"t2t": ("string match", "character match", "BM25"), "i2i": ("image hash",)}
 """Baselines that stand beside a model, by the task on which they do."""
@@ -446,8 +446,8 @@ def _conditions(runner: Runner) -> Report:
         key="conditions",
         title="Under each condition",
         about="Accuracy of the model in %, the mean over seeds: the mean over the tasks, how it changes, and three "
-        "tasks; then the control and baselines under the same condition. Rows count for the tasks that they fit as they "
-        f"were. {RULE}",
+        "tasks; then the control and baselines under the same condition. Rows count for the tasks that they fit as "
+        f"they were. {RULE}",
         setting=_setting(runner),
         columns=(Column("condition"), *columns, *(Column(one, "%") for one in names)),
         rows=tuple(rows),

@@ -193,7 +193,7 @@ class Runner:
             del settings[name]  # these change no weight
         about = {**self.source.about, "topics": arm.topics, "fraction": arm.fraction, "settings": settings, **_code()}
         del about["split"]
-        folder = self._folder("models", f"{arm.name} {seed}", about)
+        folder = self._folder("models", f"seed {seed}", about)  # arms of several experiments may be the same model
         return Job(f"training {arm.name}, seed {seed}", folder, lambda: self._train(arm, seed, folder), about)
 
     def _of_model(self, arm: Arm, seed: int, look: Look) -> Job:
@@ -205,7 +205,7 @@ class Runner:
             "base_tasks": BASE_TASKS,
             **_code(),
         }
-        folder = self._folder("evaluations", f"{arm.name} {seed} {look.condition}", about)
+        folder = self._folder("evaluations", f"seed {seed} {look.condition}", about)
 
         def make() -> dict[str, Any]:
             system = self.model(arm, seed)
