@@ -1,0 +1,107 @@
+"""Every arm on every task, and how it differs from the reference."""
+
+from __future__ import annotations
+
+from m3el_hf.evaluation.measure import CONTROL, MODEL
+from m3el_hf.evaluation.outcomes import Evaluation
+from m3el_hf.evaluation.report import Column, DataTable, Estimate, Report, Value
+from m3el_hf.evaluation.report.contents import ABOUT_TASKS, accuracy, mean_accuracy
+from m3el_hf.experiments.comparisons import RULE, Comparison, Seeds, compare, percent
+from m3el_hf.experiments.findings.common import estimate_of, needed, report_of, setting_of
+from m3el_hf.experiments.runner import Runner
+from m3el_hf.tasks import TASKS
+
+Found = dict[str, list[Evaluation]]
+
+
+def report_arms(runner: Runner) -> Report:
+    """Makes the report."""
+    reference = runner.experiment.reference
+    found = {arm.name: runner.evaluations(arm) for arm in runner.experiment.arms}
+    baselines = runner.baselines()
+    means = _compared(found, reference, None)
+    answers = [f"{reference}: {percent(needed(Seeds.of(found[reference], MODEL)).estimate)}, the mean over the tasks."]
+    answers += [f"{name} {compared.said}." for name, compared in means.items()]
+    tables = (
+        _means(runner, found, baselines, means),
+        _by_task(runner, found, baselines),
+        _differences(runner, found),
+    )
+    return report_of(runner, answers, tables)
+
+
+def _compared(found: Found, reference: str, task: str | None) -> dict[str, Comparison]:
+    """All arms beside the reference, where both have the task."""
+    theirs = Seeds.of(found[reference], MODEL, task)
+    mine = {name: Seeds.of(evaluations, MODEL, task) for name, evaluations in found.items() if name != reference}
+    pairs = {name: (one, theirs) for name, one in mine.items() if one is not None and theirs is not None}
+    return dict(zip(pairs, compare(list(pairs.values())), strict=True))
+
+
+def _means(runner: Runner, found: Found, baselines: Evaluation, means: dict[str, Comparison]) -> DataTable:
+    rows: list[tuple[Value, ...]] = []
+    for name, evaluations in found.items():
+        compared = means.get(name)
+        cells = (compared.estimate, Estimate(compared.p_value), compared.verdict) if compared else (None, None, "")
+        rows.append((name, estimate_of(evaluations, MODEL), estimate_of(evaluations, CONTROL), *cells))
+    return DataTable(
+        key="means",
+        title="Mean over the tasks",
+        about=f"Accuracy in %, and its difference from {runner.experiment.reference} in points, paired by row. {RULE}",
+        setting=setting_of(runner),
+        columns=(
+            Column("model"),
+            Column("mean", "%", is_strong=True),
+            Column(CONTROL, "%"),
+            Column("difference", "%"),
+            Column("corrected p"),
+            Column("verdict"),
+        ),
+        rows=tuple(rows),
+        chart="bars",
+        chance=baselines.mean("chance"),
+    )
+
+
+def _by_task(runner: Runner, found: Found, baselines: Evaluation) -> DataTable:
+    tasks = [task.name for task in baselines.tasks]
+    rows: list[tuple[Value, ...]] = [
+        (name, mean_accuracy(baselines, name), *(accuracy(baselines, name, task) for task in tasks))
+        for name in baselines.systems
+    ]
+    rows += [
+        (name, *(estimate_of(evaluations, MODEL, task) for task in (None, *tasks)))
+        for name, evaluations in found.items()
+    ]
+    return DataTable(
+        key="tasks",
+        title="By task, beside the baselines",
+        about=f"Accuracy in %, the mean over seeds, with ± their standard deviation. {ABOUT_TASKS}",
+        setting=setting_of(runner),
+        columns=(Column("system"), Column("mean", "%"), *(Column(task, "%") for task in tasks)),
+        rows=tuple(rows),
+        tags=tuple({"system": str(row[0])} for row in rows),
+        chart="heatmap",
+    )
+
+
+def _differences(runner: Runner, found: Found) -> DataTable:
+    rows: list[tuple[Value, ...]] = []
+    for task in TASKS:
+        for name, compared in _compared(found, runner.experiment.reference, task).items():
+            rows.append((name, task, compared.estimate, Estimate(compared.p_value), compared.verdict))
+    return DataTable(
+        key="differences",
+        title=f"Differences from {runner.experiment.reference}, by task",
+        about=f"Points of accuracy, paired by row; p-values are corrected for the comparisons of one task. {RULE}",
+        setting=setting_of(runner),
+        columns=(
+            Column("model"),
+            Column("task"),
+            Column("difference", "%"),
+            Column("corrected p"),
+            Column("verdict"),
+        ),
+        rows=tuple(rows),
+        tags=tuple({"task": str(row[1]), "system": str(row[0])} for row in rows),
+    )
