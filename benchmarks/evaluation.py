@@ -75,13 +75,14 @@ def main() -> None:
     with TemporaryDirectory() as folder:
         data = Path(folder) / "data"
         build("mini", None, data, progress=False, instances=max(200, 2 * given.rows))
-        rows = load_dataset(str(data), split="train")
+        rows = load_dataset(str(data), split="train").shuffle(seed=0)  # neighbours share candidates
         show_tasks("tiny", tiny_system(given.head), rows.select(range(given.rows)), given.repeats)
         show_cache(tiny_system(given.head), rows.select(range(given.rows)), given.repeats)
         show_processes(data, given)
         if given.large_rows:
             show_tasks("ViT-B/32", large_system(given.head), rows.select(range(given.large_rows)), 1)
-    show_memory(given.entities, given.head)
+    if given.entities:
+        show_memory(given.entities, given.head)
 
 
 # What is measured.
@@ -212,7 +213,7 @@ def show_processes(data: Path, options: argparse.Namespace) -> None:
 def show_seconds(data: Path, head: str, count: int) -> None:
     """The least seconds of three evaluations by all processes that were started together; the first one prints."""
     accelerator = Accelerator()
-    rows, system = load_dataset(str(data), split="train").select(range(count)), tiny_system(head)
+    rows, system = load_dataset(str(data), split="train").shuffle(seed=0).select(range(count)), tiny_system(head)
     seconds = []
     for _ in range(3):
         accelerator.wait_for_everyone()
