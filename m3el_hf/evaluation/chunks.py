@@ -21,8 +21,9 @@ from m3el_hf.modeling.encoded_clipnd import Encoded, MatchingEntities
 CHUNK = 256
 """Entities that are encoded at once. What stands with an entity in a chunk decides the last digits of its numbers."""
 
-HELD = 8
-"""Encoded chunks that are kept in memory for a system: rows near one another share candidates."""
+HELD, HELD_ANEW = 8, 256
+"""Encoded chunks that are kept in memory for a system: rows near one another share candidates. More of a system that
+has no fingerprint, which would encode them anew: a baseline's take a few hundred kilobytes each."""
 
 _CLASSES = {kind.__name__: kind for kind in (Encoded, MatchingEntities)}
 
@@ -112,7 +113,7 @@ class Chunks:
         held = self._held[fingerprint or id(system)]
         if number not in held:
             held[number] = self._made(system, fingerprint, number)
-            if len(held) > HELD:
+            if len(held) > (HELD if fingerprint is not None else HELD_ANEW):
                 held.popitem(last=False)
         held.move_to_end(number)
         return held[number]

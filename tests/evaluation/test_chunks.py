@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from m3el_hf import ClipNDConfig, ClipNDModel, ClipNDProcessor
 from m3el_hf.data.collator import EntityRow, candidates_of
 from m3el_hf.errors import M3ELError
-from m3el_hf.evaluation.chunks import HELD, Chunks, EncodedStore, entity_key
+from m3el_hf.evaluation.chunks import HELD_ANEW, Chunks, EncodedStore, entity_key
 from m3el_hf.evaluation.evaluator import evaluate
 from m3el_hf.evaluation.systems import ModelSystem
 from m3el_hf.modeling.encoded_clipnd import Encoded
@@ -228,17 +228,19 @@ def test_of_many_chunks_few_are_held():
             return entities
 
     system: Any = Bare()
-    chunks = Chunks(lambda number: [number], HELD + 2, EncodedStore(Path("nowhere")))  # type: ignore[list-item]
-    assert [chunks.encoded(system, None, number) for number in range(len(chunks))] == [[n] for n in range(HELD + 2)]
-    assert system.asked == list(range(HELD + 2))
-    chunks.encoded(system, None, HELD + 1)
+    chunks = Chunks(lambda number: [number], HELD_ANEW + 2, EncodedStore(Path("nowhere")))  # type: ignore[list-item]
+    assert [chunks.encoded(system, None, number) for number in range(len(chunks))] == [
+        [n] for n in range(HELD_ANEW + 2)
+    ]
+    assert system.asked == list(range(HELD_ANEW + 2))
+    chunks.encoded(system, None, HELD_ANEW + 1)
     chunks.encoded(system, None, 2)  # is held longest, and now asked for last
-    assert len(system.asked) == HELD + 2
+    assert len(system.asked) == HELD_ANEW + 2
     chunks.encoded(system, None, 0)
     chunks.encoded(system, None, 2)
-    assert system.asked[HELD + 2 :] == [0]
+    assert system.asked[HELD_ANEW + 2 :] == [0]
     chunks.encoded(system, None, 3)
-    assert system.asked[HELD + 2 :] == [0, 3]
+    assert system.asked[HELD_ANEW + 2 :] == [0, 3]
 
 
 def test_systems_of_one_fingerprint_share_what_is_encoded():

@@ -110,10 +110,15 @@ def heading(table: DataTable, column: Column) -> str:
     return column.name if is_said else f"{column.name} ({column.unit})"
 
 
-def setting_line(table: DataTable) -> str:
-    """How a table was measured, in one line, with what holds for all figures: their unit, and n if it is one."""
+def setting_line(table: DataTable, is_bare: bool = False) -> str:
+    """How a table was measured, in one line, with what holds for all figures: their unit, and n if it is one.
+
+    Args:
+        table: The table.
+        is_bare: Whether deviations are not shown, so that nothing has to be said of them.
+    """
     unit = common_unit(table)
-    has_deviation = any(
+    has_deviation = not is_bare and any(
         isinstance(value, Estimate) and value.deviation is not None for row in table.rows for value in row
     )
     spread = "± standard deviation over seeds" if has_deviation else ""

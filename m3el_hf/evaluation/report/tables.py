@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import asdict
 from numbers import Integral, Real
@@ -38,6 +39,9 @@ SETTING_FIELDS = ("split", "protocol", "ties", "seed")
 
 MOST_IN_CELL = 20
 """Longer texts stand below a table in a terminal; a figure with its deviation and n is shorter."""
+
+TERMINAL, GAP = 80, 2
+"""Columns of a terminal, and of the space between two columns of a table."""
 
 _LATEX = {sign: f"\\{sign}" for sign in "{}$&#%_"} | {
     "\\": r"\textbackslash{}",
@@ -99,18 +103,23 @@ def json_text(report: Report) -> str:
 
 
 def rich_group(report: Report) -> Group:
-    """The answers and the first table."""
+    """The answers and the first table, without what is known of its figures' errors."""
     answers = [Text(f"• {answer}") for answer in report.answers]
     tables = [_rich_table(table) for table in report.tables[:1]]
     return Group(Text(report.title, style="bold"), *answers, *tables)
 
 
-def _shown(table: DataTable) -> tuple[list[str], list[bool], list[list[str]]]:
-    """The headings, whether each is of words, and the rows as text without intervals, n where a figure has its own."""
+def _shown(table: DataTable, is_bare: bool = False) -> tuple[list[str], list[bool], list[list[str]]]:
+    """The headings, whether each is of words, and the rows as text without intervals, n where a figure has its own.
+
+    Bare figures have no deviation and no n either.
+    """
     columns, rows = with_counts(table)
     own_n = counts(table).in_cells
 
     def written(value: Value, unit: str) -> str:
+        if is_bare:
+            return text(value, unit)
         parts = [text(value, unit), deviation(value, unit)]
         if own_n and isinstance(value, Estimate) and value.n is not None:
             parts.append(f"(n {number(value.n)})")
@@ -146,13 +155,18 @@ def _escaped(words: str) -> str:
 
 
 def _rich_table(table: DataTable) -> RichTable:
-    heads, words, rows = _shown(table)
-    caption = [setting_line(table)]
-    shown = RichTable(title=Text(table.title), box=box.SIMPLE_HEAD, pad_edge=False)
+    heads, words, rows = _shown(table, is_bare=True)
+    caption = [setting_line(table, is_bare=True)]
+    kept = _fitting(table, heads, words, rows)
+    if left_out := len(heads) - len(kept):
+        caption.append(f"{left_out} more columns in the report")
+        heads, words = [heads[place] for place in kept], [words[place] for place in kept]
+        rows = [[row[place] for place in kept] for row in rows]
+    shown = RichTable(title=Text(table.title), box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
     for place, (head, of_text) in enumerate(zip(heads, words, strict=True)):
-        # Headings break at every space and texts between words: the table fits 80 columns, and no figure is cut.
+        # Headings break at spaces and hyphens, texts between words: the table fits 80 columns, and no figure is cut.
         longest = max((len(word) for row in rows for word in row[place].split()), default=0) if of_text else None
-        name = Text(head.replace(" ", "\n") if place else head)
+        name = Text("\n".join(_pieces(head)) if place else head)
         justify: Literal["left", "right"] = "left" if of_text else "right"
         shown.add_column(name, justify=justify, no_wrap=not of_text, min_width=longest)
     for place, row in enumerate(rows):
@@ -167,6 +181,27 @@ def _rich_table(table: DataTable) -> RichTable:
         )
     shown.caption = Text("\n".join(caption))
     return shown
+
+
+def _fitting(table: DataTable, heads: list[str], words: list[bool], rows: list[list[str]]) -> list[int]:
+    """The columns that a terminal has room for: the first, those that the report is about, and others in order."""
+
+    def width(place: int) -> int:
+        cells = [row[place] for row in rows if words[place] or len(row[place]) <= MOST_IN_CELL]
+        pieces = _pieces(heads[place]) + [piece for one in cells for piece in (one.split() if words[place] else [one])]
+        return GAP + max(map(len, pieces), default=0)
+
+    strong = [place for place, column in enumerate(table.columns) if column.is_strong]
+    room, kept = TERMINAL + GAP, []
+    for place in dict.fromkeys([0, *strong, *range(len(heads))]):
+        if place == 0 or width(place) <= room:
+            kept.append(place)
+            room -= width(place)
+    return sorted(kept)
+
+
+def _pieces(heading: str) -> list[str]:
+    return re.findall(r"[^\s-]+-?|-", heading)
 
 
 def _unit(column: Column) -> str:
