@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.resources import files
@@ -138,9 +139,9 @@ def _arm(experiment: str, name: str, read: Any) -> Arm:
         raise M3ELError(f"experiment {experiment}: the arm {name!r} holds no settings: write lines such as head: clip")
     settings = dict(read)
     topics = settings.pop("topics", None)
-    fraction = float(settings.pop("fraction", 1.0))
-    if not 0 < fraction <= 1:
-        raise M3ELError(f"experiment {experiment}: the arm {name!r} sees {fraction} of the rows: above 0, at most 1")
+    fraction = settings.pop("fraction", "1")
+    if not isinstance(fraction, str) or not re.fullmatch(r"1(\.0*)?|0?\.\d*[1-9]\d*", fraction):
+        raise M3ELError(f"experiment {experiment}: the arm {name!r} sees {fraction!r} of the rows: above 0, at most 1")
     place = f"experiment {experiment}, arm {name!r}"
     values = {key: read_setting(key, value, place) for key, value in settings.items()}
-    return Arm(name, values, None if topics is None else tuple(topics), fraction)
+    return Arm(name, values, None if topics is None else tuple(topics), float(fraction))

@@ -43,6 +43,12 @@ from m3el_hf.training.start import start_model
 MINI_INSTANCES = 4000
 """Of the data that is generated where none is given: some 400 of them are test rows."""
 
+UNWEIGHTY = (
+    "output_dir", "resume", "data", "push_to_hub", "hub_every_epochs", "private", "dataloader_num_workers",
+    "save_steps", "save_total_limit", "logging_steps", "report_to",
+)  # fmt: skip
+"""Settings that change no weight."""
+
 BASE_TASKS = ("t2t", "i2i", "it2it")
 """The tasks that are measured in a knowledge base."""
 
@@ -189,8 +195,8 @@ class Runner:
 
     def _training(self, arm: Arm, seed: int) -> Job:
         settings = self._arguments(arm, seed, Path()).to_dict()
-        for name in ("output_dir", "resume", "data", "push_to_hub", "hub_every_epochs", "private"):
-            del settings[name]  # these change no weight
+        for name in UNWEIGHTY:
+            del settings[name]
         about = {**self.source.about, "topics": arm.topics, "fraction": arm.fraction, "settings": settings, **_code()}
         del about["split"]
         folder = self._folder("models", f"seed {seed}", about)  # arms of several experiments may be the same model
