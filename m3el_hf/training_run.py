@@ -21,7 +21,7 @@ from m3el_hf.evaluation.systems import ModelSystem
 from m3el_hf.hub.model_card import render_model_card
 from m3el_hf.hub.push import check_repository, push_folder
 from m3el_hf.modeling.modeling_clipnd import ClipNDModel
-from m3el_hf.sources import default_device, load_built, public_name
+from m3el_hf.sources import default_device, load_built, load_model, public_name
 from m3el_hf.training.arguments import RunArguments
 from m3el_hf.training.checkpoints import newest_checkpoint
 from m3el_hf.training.estimate import random_state_kept
@@ -31,6 +31,9 @@ from m3el_hf.training.recipes import write_recipe
 from m3el_hf.training.start import start_model
 
 RECIPE = "recipe.yaml"
+
+BASE = "before training"
+"""The model that training started from, in the card."""
 
 
 def run_training(arguments: RunArguments) -> TrainingResult:
@@ -120,7 +123,7 @@ def _write_card(
     """Measures the model and writes the card into ``best``."""
     split = "test" if "test" in data else "validation"
     system = ModelSystem(MODEL, model, collator)
-    evaluation = measure([system], data[split], training=data["train"])
+    evaluation = measure([*_base(arguments, collator), system], data[split], training=data["train"])
     report = evaluation_report(
         f"{arguments.output_dir.name} on {public_name(arguments.data)}, {split}",
         evaluation,
@@ -132,6 +135,13 @@ def _write_card(
     name = (arguments.push_to_hub or arguments.output_dir.resolve().name).rpartition("/")[2]
     card = render_model_card(model, report, evaluation, name=name, system=MODEL, base=arguments.base)
     card.save(Path(arguments.output_dir, "best", "README.md"))
+
+
+def _base(arguments: RunArguments, collator: LinkingCollator) -> list[ModelSystem]:
+    """What training started from, where that was trained before; a CLIP links as it is (zero-shot)."""
+    if arguments.base is None:
+        return []
+    return [ModelSystem(BASE, load_model(arguments.base)[0], collator)]
 
 
 def _notes(data: DatasetDict, split: str, system: ModelSystem) -> list[str]:

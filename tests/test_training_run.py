@@ -82,6 +82,7 @@ def test_a_saved_model_is_trained_on_and_named(store, processor, tmp_path, capsy
     assert (config.head, config.branch_weight) == ("matching", 0.5)
     card = (tmp_path / "run" / "best" / "README.md").read_text()
     assert "started from mine." in card and "base_model" not in card  # which the Hub would look up
+    assert "| BM25 | image hash | before training | model |" in card.replace(" (%)", "")
     capsys.readouterr()
     assert main(words(store, tmp_path / "other", "--base", str(tmp_path / "mine"), "--head", "clip")) == 2
     assert "has the head matching, not clip: leave head out" in capsys.readouterr().err
