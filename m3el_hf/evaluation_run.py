@@ -15,10 +15,9 @@ from m3el_hf.data.collator import EntityRow
 from m3el_hf.data.manifest import Manifest
 from m3el_hf.errors import M3ELError
 from m3el_hf.evaluation.baselines import baselines
-from m3el_hf.evaluation.evaluator import evaluate
 from m3el_hf.evaluation.examples import errors
 from m3el_hf.evaluation.knowledge_base import Nil, evaluate_knowledge_base
-from m3el_hf.evaluation.measure import CONTROL_NOTE, beside, described
+from m3el_hf.evaluation.measure import CONTROL_NOTE, beside, measure
 from m3el_hf.evaluation.outcomes import Evaluation
 from m3el_hf.evaluation.report import Report, Setting, software
 from m3el_hf.evaluation.report.contents import evaluation_report
@@ -79,8 +78,7 @@ def run_evaluation(options: EvaluationOptions) -> Report | None:
     models = _load(options.models, accelerator)
     common: dict[str, Any] = {"training": training, "cache_dir": options.cache_dir, "accelerator": accelerator}
     if against == "candidates":
-        systems = beside(models, rows, baselines(described(rows)), accelerator)
-        evaluation = evaluate(systems, rows, tasks, **common, progress=True)
+        evaluation = measure(models, rows, tasks, **common, progress=True)
     else:
         entities = load_built(options.data, "entities")["train"]
         systems = beside(models, rows, baselines(_texts_of(entities)), accelerator)

@@ -21,7 +21,7 @@ from m3el_hf.evaluation.baselines import baselines
 from m3el_hf.evaluation.control import MentionBlind, average_mention
 from m3el_hf.evaluation.evaluator import evaluate
 from m3el_hf.evaluation.examples import errors
-from m3el_hf.evaluation.measure import CONTROL, CONTROL_NOTE, described
+from m3el_hf.evaluation.measure import CONTROL, CONTROL_NOTE, described, with_near_same
 from m3el_hf.evaluation.outcomes import Evaluation
 from m3el_hf.evaluation.report import Report, Setting, software
 from m3el_hf.evaluation.report.contents import evaluation_report
@@ -99,7 +99,7 @@ def quickstart(options: QuickstartOptions, console: Console) -> Report:
     trained = ModelSystem(AFTER, model, collator)
     control = MentionBlind(CONTROL, trained, average_mention(trained, held_out))
     after = evaluate([trained, control], held_out, progress=True)
-    evaluation = replace(before, outcomes=before.outcomes | after.outcomes)
+    evaluation = with_near_same(replace(before, outcomes=before.outcomes | after.outcomes), held_out)
     report = evaluation_report(
         f"M3EL quickstart on {_data_name(options)}",
         evaluation,

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from accelerate import Accelerator
 from datasets import Dataset
 
-from m3el_hf.data.collator import EntityRow
+from m3el_hf.data.collator import EntityRow, undecoded
 from m3el_hf.evaluation.baselines import baselines
 from m3el_hf.evaluation.control import MentionBlind, average_mention
 from m3el_hf.evaluation.evaluator import evaluate
+from m3el_hf.evaluation.facts import near_same_pictures
 from m3el_hf.evaluation.outcomes import Evaluation
 from m3el_hf.evaluation.systems import ModelSystem, System
 from m3el_hf.tasks import TASKS, Task
@@ -42,7 +44,7 @@ def measure(
         M3ELError: As `evaluate` does.
     """
     systems = beside(models, rows, baselines(described(rows)), accelerator)
-    return evaluate(
+    found = evaluate(
         systems,
         rows,
         tasks,
@@ -51,6 +53,13 @@ def measure(
         accelerator=accelerator,
         progress=progress,
     )
+    return with_near_same(found, rows)
+
+
+def with_near_same(evaluation: Evaluation, rows: Dataset) -> Evaluation:
+    """Marks the rows of an evaluation whose mention shows a picture near-same to the gold's."""
+    near = near_same_pictures(undecoded(rows))
+    return replace(evaluation, facts=evaluation.facts | {"like_picture": near})
 
 
 def beside(

@@ -141,13 +141,18 @@ class Evaluation:
             return None
         return paired_difference(mine[1], theirs[1], self.facts["gold"][mine[0]])
 
-    def deleaked(self, task: str) -> Mask:
+    def deleaked(self, task: str, near: bool = False) -> Mask:
         """Which rows do not give the gold away by the mention's picture being the gold's own, ``[n]``.
 
         Among candidates these are the rows that count in data built with the protocol ``deleaked``; in a whole
         knowledge base a row without its picture still counts there, where it has text.
+
+        Args:
+            task: The task: where it shows no picture of the mention, nothing is given away.
+            near: Whether near-same pictures count as the gold's own too.
         """
-        return ~(self.facts["own_picture"] & get_task(task).mention.has_image)
+        leaks = self.facts["own_picture"] | self.facts["like_picture"] if near else self.facts["own_picture"]
+        return ~(leaks & get_task(task).mention.has_image)
 
     def _fits(self, task: str, where: Mask | None) -> bool:
         if where is None:

@@ -25,7 +25,7 @@ from m3el_hf.evaluation.baselines import baselines
 from m3el_hf.evaluation.control import MentionBlind, average_mention
 from m3el_hf.evaluation.evaluator import evaluate
 from m3el_hf.evaluation.knowledge_base import evaluate_knowledge_base
-from m3el_hf.evaluation.measure import CONTROL, MODEL, described
+from m3el_hf.evaluation.measure import CONTROL, MODEL, described, with_near_same
 from m3el_hf.evaluation.outcomes import Evaluation
 from m3el_hf.evaluation.report import software
 from m3el_hf.evaluation.systems import ModelSystem, System
@@ -280,7 +280,8 @@ class Runner:
         change = None
         if look.condition:
             change = CONDITIONS[look.condition].prepare(undecoded(source.rows), 0)
-        return evaluate(systems, source.rows, change=change, training=training, cache_dir=cache)
+        found = evaluate(systems, source.rows, change=change, training=training, cache_dir=cache)
+        return with_near_same(found, source.rows)
 
     def _timed(self, system: ModelSystem, look: Look) -> dict[str, float]:
         """Milliseconds a mention, for as many entities as a power of ten or three times that, encoding left out."""

@@ -1,18 +1,23 @@
 from __future__ import annotations
 
+import io
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 from datasets import Dataset
+from PIL import Image
 
 from m3el_hf import TASKS
 from m3el_hf.data.schema import MENTION_FEATURES
 from m3el_hf.errors import M3ELError
 from m3el_hf.evaluation.evaluator import evaluate
-from m3el_hf.evaluation.facts import SEEN, Familiar, row_facts, why_not
+from m3el_hf.evaluation.facts import SEEN, Familiar, near_same_pictures, row_facts, why_not
 from m3el_hf.evaluation.knowledge_base import evaluate_knowledge_base
+from m3el_hf.evaluation.measure import measure
+from m3el_hf.evaluation.systems import ModelSystem
 from tests.evaluation.test_evaluator import PERFECT, dataset, make_row
 from tests.evaluation.test_knowledge_base import base
 
@@ -115,3 +120,32 @@ def test_every_row_fits_or_has_one_reason():
         fitting = [number for number, row in enumerate(rows) if task.fits(row)]
         assert found.outcomes["perfect"][name].rows.tolist() == fitting
         assert found.evaluable(name) == len(fitting) == 40 - sum(found.missing[name].values())
+
+
+def test_near_same_pictures_are_found_whatever_their_size_and_format():
+    blocks = np.random.default_rng(3).integers(0, 256, (6, 6, 3))
+    picture = Image.fromarray(np.kron(blocks, np.ones((20, 20, 1))).astype(np.uint8))
+
+    def encoded(image: Image.Image, kind: str) -> dict[str, Any]:
+        file = io.BytesIO()
+        image.save(file, kind)
+        return {"bytes": file.getvalue(), "path": None}
+
+    row = make_row(0)
+    images = [encoded(picture, "PNG"), *row["candidate_images"][1:]]
+    shrunk = encoded(picture.resize((70, 70)), "JPEG")
+    rows = [
+        row | {"candidate_images": images, "mention_image": shrunk},
+        row | {"candidate_images": images},  # another picture
+        row | {"candidate_images": [None, *images[1:]], "mention_image": shrunk},
+        row | {"candidate_images": images, "mention_image": None},
+    ]
+    assert near_same_pictures(rows).tolist() == [True, False, False, False]
+
+
+def test_near_same_pictures_are_left_out_only_where_they_are_shown_and_asked_for(model, processor):
+    found = measure([ModelSystem("model", model, processor)], dataset([make_row(0), make_row(1)]))
+    assert not found.facts["like_picture"].any()
+    marked = replace(found, facts=found.facts | {"like_picture": np.array([True, False])})
+    assert marked.deleaked("i2t").all() and marked.deleaked("t2i", near=True).all()
+    assert marked.deleaked("i2t", near=True).tolist() == [False, True]

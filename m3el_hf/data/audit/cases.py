@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from m3el_hf.data.audit.measures import Measures, mix, several
-from m3el_hf.data.audit.perceptual import NEAR_SAME
 from m3el_hf.data.audit.report import Case, Gallery, Shown
 from m3el_hf.data.audit.scan import Digests, Row, digest, excerpt
+from m3el_hf.data.perceptual import NEAR_SAME
 from m3el_hf.modeling.decoding_clipnd import UnusableImageError, decode_image
 
 THUMBNAIL_SIDE = 160

@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 from numpy.typing import NDArray
 
 from m3el_hf.data.audit.measures import Measures
-from m3el_hf.data.audit.perceptual import NEAR_SAME
+from m3el_hf.data.perceptual import NEAR_SAME
 
 COLOURS = ("#1f6fb2", "#e8a33d", "#8b6fb8", "#5a9e6f")
 """One a series."""

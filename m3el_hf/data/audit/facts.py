@@ -8,10 +8,10 @@ from itertools import combinations
 import numpy as np
 
 from m3el_hf.data.audit.measures import Mask, Measures, mix, repeats, several, within
-from m3el_hf.data.audit.perceptual import NEAR_SAME
 from m3el_hf.data.audit.report import ALL, Fact, Section
 from m3el_hf.data.audit.scan import MISSING, Digests
 from m3el_hf.data.audit.tally import Tally, single
+from m3el_hf.data.perceptual import NEAR_SAME
 from m3el_hf.data.rows import SAME_FILE
 
 COUNTS_SHOWN = 12

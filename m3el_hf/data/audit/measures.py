@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from m3el_hf.data.audit.perceptual import NEAR_SAME, hash_distance
 from m3el_hf.data.audit.scan import MISSING, Columns, Digests, Scan
+from m3el_hf.data.perceptual import NEAR_SAME, hash_distance
 from m3el_hf.data.schema import SPLITS
 
 Mask = NDArray[np.bool_]

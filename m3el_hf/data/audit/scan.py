@@ -22,9 +22,9 @@ from datasets import Features
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from m3el_hf.data.audit.perceptual import perceptual_hash
 from m3el_hf.data.collection import MENTIONS
 from m3el_hf.data.manifest import Manifest
+from m3el_hf.data.perceptual import perceptual_hash
 from m3el_hf.data.schema import ENTITY_FEATURES, MENTION_FEATURES, NIL, ROW_FEATURES, SPLITS
 from m3el_hf.errors import M3ELError, one_line
 from m3el_hf.modeling.decoding_clipnd import UnusableImageError, decode_image

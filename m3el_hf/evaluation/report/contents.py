@@ -44,7 +44,7 @@ def evaluation_report(
         tables.append(topic_table(evaluation, setting, strong))
     if facts["seen"][0]:
         tables.append(familiarity(evaluation, setting, strong))
-    if facts["own_picture"].any():
+    if facts["own_picture"].any() or facts["like_picture"].any():
         tables.append(without_leaks(evaluation, setting, strong))
     if any(evaluation.missing.values()):
         tables.append(coverage(evaluation, setting))
@@ -177,17 +177,25 @@ def without_leaks(evaluation: Evaluation, setting: Setting, strong: str) -> Data
     """Accuracy without the rows whose mention shows the gold's own picture, on the tasks that show it."""
     rows: list[tuple[Value, ...]] = []
     for task in evaluation.tasks:
-        if task.mention.has_image and evaluation.evaluable(task.name):
-            kept = evaluation.deleaked(task.name)
-            cells = [accuracy(evaluation, system, task.name, kept) for system in evaluation.systems]
-            fitting = next(one[task.name].rows for one in evaluation.outcomes.values() if task.name in one)
-            rows.append((task.name, *cells, int(kept[fitting].sum()), int((~kept[fitting]).sum())))
+        fitting = next((one[task.name].rows for one in evaluation.outcomes.values() if task.name in one), None)
+        if task.mention.has_image and fitting is not None and len(fitting):
+            for name, near in (("the gold's own", False), ("near-same too", True)):
+                kept = evaluation.deleaked(task.name, near)
+                cells = [accuracy(evaluation, system, task.name, kept) for system in evaluation.systems]
+                rows.append((task.name, name, *cells, int(kept[fitting].sum()), int((~kept[fitting]).sum())))
     return DataTable(
         key="deleaked",
         title="Without leaked rows",
-        about="Accuracy in % without the rows whose mention's picture is the gold's own picture.",
+        about="Accuracy in % without the rows whose mention's picture is the gold's own, byte for byte, and without "
+        "those where it is near-same by its perceptual hash, which sees no colour.",
         setting=Setting(setting.split, f"{setting.protocol}, deleaked", setting.ties, setting.seed),
-        columns=(Column("task"), *_systems(evaluation, strong), Column("n"), Column("left out")),
+        columns=(
+            Column("task"),
+            Column("without pictures"),
+            *_systems(evaluation, strong),
+            Column("n"),
+            Column("left out"),
+        ),
         rows=tuple(rows),
         tags=tuple({"task": str(row[0])} for row in rows),
     )

@@ -40,14 +40,17 @@ def _compared(found: Found, reference: str, task: str | None) -> dict[str, Compa
 
 def _means(runner: Runner, found: Found, baselines: Evaluation, means: dict[str, Comparison]) -> DataTable:
     rows: list[tuple[Value, ...]] = []
+    leaks = baselines.facts["own_picture"] | baselines.facts["like_picture"]
     for name, evaluations in found.items():
         compared = means.get(name)
         cells = (compared.estimate, Estimate(compared.p_value), compared.verdict) if compared else (None, None, "")
-        rows.append((name, estimate_of(evaluations, MODEL), estimate_of(evaluations, CONTROL), *cells))
+        figures = [estimate_of(evaluations, MODEL), estimate_of(evaluations, CONTROL)]
+        rows.append((name, *figures, *cells, *([estimate_of(evaluations, MODEL, where=~leaks)] if leaks.any() else [])))
     return DataTable(
         key="means",
         title="Mean over the tasks",
-        about=f"Accuracy in %, and its difference from {runner.experiment.reference} in points, paired by row. {RULE}",
+        about=f"Accuracy in %, and its difference from {runner.experiment.reference} in points, paired by row. {RULE}"
+        + (f" Leaked are {leaks.sum()} rows, whose mention shows the gold's own or a near-same picture." * leaks.any()),
         setting=setting_of(runner),
         columns=(
             Column("model"),
@@ -56,6 +59,7 @@ def _means(runner: Runner, found: Found, baselines: Evaluation, means: dict[str,
             Column("difference", "%"),
             Column("corrected p"),
             Column("verdict"),
+            *([Column("without leaked rows", "%")] if leaks.any() else []),
         ),
         rows=tuple(rows),
         chart="bars",

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageOps
 
-from m3el_hf.data.audit.perceptual import NEAR_SAME, hash_distance, perceptual_hash
+from m3el_hf.data.perceptual import NEAR_SAME, hash_distance, perceptual_hash
 from m3el_hf.modeling.decoding_clipnd import decode_image
 from tests.conftest import real
 
