@@ -91,7 +91,8 @@ class Comparison:
     def said(self) -> str:
         """For a sentence that begins with what is compared."""
         low, high = 100 * self.difference.low, 100 * self.difference.high
-        interval = f"95 % interval {low:+.1f} to {high:+.1f}, p = {self.p_value:.3f}"
+        p_value = "p < 0.001" if self.p_value < 0.001 else f"p = {self.p_value:.3f}"
+        interval = f"95 % interval {low:+.1f} to {high:+.1f}, {p_value}"
         points = 100 * self.difference.mean
         if self.is_noise:
             return f"differs by {points:+.1f} points, which is within noise ({interval})"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from m3el_hf.errors import one_line
-from m3el_hf.evaluation.report.document import SHARE, Column, DataTable, Estimate, Value
+from m3el_hf.evaluation.report.document import SHARES, Column, DataTable, Estimate, Value
 
 DASH = "–"
 """What does not apply."""
@@ -21,7 +21,7 @@ def number(value: float, unit: str = "") -> str:
         >>> number(0.5417, "%"), number(1798), number(25000), number(-2.345), number(0.8731), number(1e-5)
         ('54.2', '1798', '25,000', '−2.35', '0.873', '1e-05')
     """
-    if unit == SHARE:
+    if unit in SHARES:
         text = f"{100 * value:z.1f}"
     elif isinstance(value, int):
         text = f"{value:,}" if abs(value) >= 10_000 else str(value)  # four digits are read without a comma

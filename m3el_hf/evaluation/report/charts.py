@@ -15,7 +15,7 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 from numpy.typing import NDArray
 
 from m3el_hf.evaluation.report.cells import DASH, number, printable, text
-from m3el_hf.evaluation.report.document import SHARE, DataTable, Estimate
+from m3el_hf.evaluation.report.document import SHARE, SHARES, DataTable, Estimate
 
 STRONG = "#1f6fb2"
 
@@ -153,7 +153,7 @@ def _series(table: DataTable) -> list[Series]:
 
 
 def _scale(unit: str) -> float:
-    return 100.0 if unit == SHARE else 1.0
+    return 100.0 if unit in SHARES else 1.0
 
 
 def _ends(value: Estimate) -> tuple[float, float]:

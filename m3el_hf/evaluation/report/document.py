@@ -16,8 +16,10 @@ from m3el_hf.errors import M3ELError
 if TYPE_CHECKING:
     from rich.console import Group
 
-SHARE = "%"
-"""The unit of a share: kept as 0 to 1, shown in percent."""
+SHARE, POINTS = "%", "points"
+"""The units of a share and of a difference of shares: kept as 0 to 1, shown in percent."""
+
+SHARES = (SHARE, POINTS)
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,8 @@ class Estimate:
     """A figure with what is known of its error.
 
     Attributes:
-        value: A share 0 to 1 where the column's unit is ``"%"``, else a plain number.
+        value: A share 0 to 1 where the column's unit is ``"%"``, a difference of shares where it is ``"points"``, else
+            a plain number.
         low: The lower end of its 95 % interval, or None where none was computed.
         high: The upper end, or None with ``low``.
         n: The rows it is of, or None where rows make no sense.
@@ -58,7 +61,8 @@ class Column:
 
     Attributes:
         name: The heading, and the key in JSON and CSV.
-        unit: ``"%"`` for shares; any other (``"rank"``, ``"s"``) is shown beside the heading; empty for none.
+        unit: ``"%"`` for shares, ``"points"`` for their differences; any other (``"rank"``, ``"s"``) is shown beside the
+            heading; empty for none.
         is_strong: Whether it is the system that the report is about, which is highlighted.
     """
 

@@ -32,7 +32,7 @@ from m3el_hf.evaluation.report.cells import (
     text,
     with_counts,
 )
-from m3el_hf.evaluation.report.document import SHARE, Column, DataTable, Estimate, Example, Report, Value
+from m3el_hf.evaluation.report.document import SHARES, Column, DataTable, Estimate, Example, Report, Value
 
 FIELDS = ("report", "table", "row", "column", "unit", "value", "low", "high", "n", "deviation")
 SETTING_FIELDS = ("split", "protocol", "ties", "seed")
@@ -205,7 +205,7 @@ def _pieces(heading: str) -> list[str]:
 
 
 def _unit(column: Column) -> str:
-    return "share" if column.unit == SHARE else column.unit
+    return "share" if column.unit in SHARES else column.unit
 
 
 def _table(table: DataTable) -> dict[str, Any]:

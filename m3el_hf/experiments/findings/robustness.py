@@ -46,7 +46,7 @@ def _changes(runner: Runner, changes: dict[str, Comparison]) -> DataTable:
         setting=setting_of(runner),
         columns=(
             Column("condition"),
-            Column("change", "%", is_strong=True),
+            Column("change", "points", is_strong=True),
             Column("corrected p"),
             Column("verdict"),
         ),

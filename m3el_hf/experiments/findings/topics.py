@@ -95,7 +95,7 @@ def _held_out(runner: Runner, full: list[Evaluation]) -> tuple[DataTable, list[s
         title="Topics that training has not seen",
         about=f"Mean accuracy over the tasks in %, the mean over seeds. {RULE}",
         setting=setting_of(runner),
-        columns=(Column("topic"), *columns, Column("difference", "%"), Column("verdict")),
+        columns=(Column("topic"), *columns, Column("difference", "points"), Column("verdict")),
         rows=tuple(rows),
         tags=tuple({"topic": str(row[0])} for row in rows),
         chart="bars",
