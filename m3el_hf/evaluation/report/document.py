@@ -61,8 +61,8 @@ class Column:
 
     Attributes:
         name: The heading, and the key in JSON and CSV.
-        unit: ``"%"`` for shares, ``"points"`` for their differences; any other (``"rank"``, ``"s"``) is shown beside the
-            heading; empty for none.
+        unit: ``"%"`` for shares, ``"points"`` for their differences; any other (``"rank"``, ``"s"``) is shown beside
+            the heading; empty for none.
         is_strong: Whether it is the system that the report is about, which is highlighted.
     """
 
