@@ -45,3 +45,10 @@ def test_examples_stay_short():
 def test_a_recipe_is_whole(recipe):
     arguments = RunArguments(**read_recipe(recipe))
     assert arguments.output_dir != RunArguments.defaults()["output_dir"]
+
+
+def test_evaluate_your_own_system(store, capsys):
+    main_of("evaluate_your_own_system.py")(str(store))
+    *systems, difference = capsys.readouterr().out.splitlines()
+    assert [line.split("  ")[0] for line in systems] == ["chance", "string match", "BM25", "rare words"]
+    assert difference.startswith("rare words against BM25: ")
