@@ -36,7 +36,10 @@ def report_familiarity(runner: Runner) -> Report:
         ("3 or 4 times", (golds >= 3) & (golds <= 4)),
     ]
     frequency.append(("5 times or more", golds >= 5))
-    popularity = [(f"{low} to {high} rows", (rows >= low) & (rows <= high)) for low, high in _quarters(rows)]
+    popularity = [
+        (f"{low} to {high} rows" if low < high else f"{low} rows", (rows >= low) & (rows <= high))
+        for low, high in _quarters(rows)
+    ]
     tables = [
         _table(runner, "frequency", "By how often training has the entity as a gold", frequency),
         _table(runner, "popularity", "By the number of training rows that list the entity", popularity),
