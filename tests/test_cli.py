@@ -122,7 +122,7 @@ def test_train_evaluate_and_link_follow_each_other(kind, store, tmp_path, capsys
     names = [column["name"] for column in results["tables"][0]["columns"]]
     assert {"chance", "BM25", "image hash", "model", "mention-blind control"} < set(names)
     again = Evaluation.load(tmp_path / "report")
-    assert (again.protocol, len(again)) == ("candidate set", results["tables"][0]["rows"][0]["cells"]["n"])
+    assert (again.protocol, len(again)) == ("candidate set of 3", results["tables"][0]["rows"][0]["cells"]["n"])
     base = ["--against", "knowledge-base", "--tasks", "t2t", "it2it", "--cache-dir", str(tmp_path / "kept")]
     assert main(["evaluate", model, "--data", str(store), "--output", str(tmp_path / "base"), *base]) == 0
     assert "full knowledge base of" in Evaluation.load(tmp_path / "base").protocol

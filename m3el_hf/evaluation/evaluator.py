@@ -30,8 +30,6 @@ BATCH_SIZE = 64
 GROUP_SIZE = 16
 """Mentions that are scored at once, against all candidates of any of them."""
 
-PROTOCOL = "candidate set"
-
 
 def evaluate(
     systems: Sequence[System],
@@ -76,7 +74,7 @@ def evaluate(
         system.name: {task.name: joined(found, (system.name, task.name)) for task in tasks if system.can_do(task)}
         for system in systems
     }
-    return Evaluation(facts, outcomes, tuple(tasks), PROTOCOL, asked.missing)
+    return Evaluation(facts, outcomes, tuple(tasks), asked.protocol, asked.missing)
 
 
 def score_candidates(
@@ -154,6 +152,13 @@ class _Asked:
                 self._places.append((number, place))
             positions.append(position)
         return np.array(positions)
+
+    @property
+    def protocol(self) -> str:
+        """Among how many candidates golds are sought."""
+        counts = [len(positions) for positions in self.positions if len(positions)]
+        few, many = min(counts, default=0), max(counts, default=0)
+        return f"candidate set of {many}" if few == many else f"candidate sets of {few} to {many}"
 
     def row(self, number: int) -> Row:
         """A row as systems see it."""

@@ -109,7 +109,8 @@ class Source:
     def __init__(self, path: str, split: str, by_row: bool) -> None:
         self.name = public_name(path)
         self._path = path
-        self.revision = Manifest.load(fetch_built(path)).revision
+        manifest = Manifest.load(fetch_built(path))
+        self.revision, self.protocol = manifest.revision, manifest.protocol.replace("_", " ")
         self.data: DatasetDict = split_by_row(load_built(path)) if by_row else load_built(path)
         for needed in ("train", "validation", split):
             if needed not in self.data:

@@ -139,6 +139,8 @@ def test_candidates_may_be_of_any_number():
     found = evaluate([CONSTANT], rows)
     assert found.figures("constant", "t2t")["accuracy"] == pytest.approx((1 / 2 + 1 / 5) / 2)
     assert found.outcomes["constant"]["t2t"].candidates.tolist() == [2, 5]
+    assert found.protocol == "candidate sets of 2 to 5"
+    assert evaluate([CONSTANT], dataset([make_row(0)])).protocol == "candidate set of 3"
 
 
 def test_a_row_counts_only_for_the_tasks_that_it_has_pictures_for():

@@ -47,8 +47,14 @@ def report_of(
     )
 
 
-def setting_of(runner: Runner, protocol: str = "candidate set, as released") -> Setting:
-    """What every figure of an experiment carries."""
+def setting_of(runner: Runner, protocol: str | None = None) -> Setting:
+    """What every figure of an experiment carries.
+
+    Args:
+        runner: What was measured.
+        protocol: Among what the gold was sought; None for each mention's own candidates.
+    """
+    protocol = f"{protocol or runner.baselines().protocol}, {runner.source.protocol}"
     split = runner.options.split + (", split by row" if runner.experiment.split_by_row else "")
     return Setting(split, protocol, "expected rank", ", ".join(map(str, runner.options.seeds)))
 

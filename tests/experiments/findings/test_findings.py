@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,11 @@ import numpy as np
 import pytest
 
 from m3el_hf import TASKS
+from m3el_hf.data.manifest import Manifest
 from m3el_hf.evaluation.ranking import sampled_hits
 from m3el_hf.evaluation.report import DataTable, Estimate, Report
 from m3el_hf.experiments.findings import REPORTS, run_experiment
+from m3el_hf.experiments.findings.common import setting_of
 from m3el_hf.experiments.runner import Look, Runner
 from tests.experiments.conftest import ARMS
 
@@ -77,12 +81,20 @@ def test_arms_stand_beside_the_reference_and_the_baselines(done):
 def test_every_figure_carries_what_it_is_of(done):
     runner, report = done(ARMS)
     for table in report.tables:
-        assert table.setting.line() == "test · candidate set, as released · ties: expected rank · seed 0, 1"
+        assert table.setting.line() == "test · candidate set of 3, as released · ties: expected rank · seed 0, 1"
     assert report.provenance["versions"]["torch"] and report.provenance["data"].startswith("m3el, revision ")
     assert report.provenance["settings of names"] == "template N"
     estimates = [value for table in report.tables for row in table.rows for value in row if isinstance(value, Estimate)]
     assert all(one.n == len(runner.source.rows) or one.low is None or one.n for one in estimates)
     assert json.loads(report.to_json())["tables"][0]["key"] == "means"
+
+
+def test_data_without_leaks_are_not_said_to_be_as_released(runner, shared, store, tmp_path):
+    deleaked = tmp_path / "deleaked"
+    shutil.copytree(store, deleaked)
+    replace(Manifest.load(store), protocol="deleaked").save(deleaked)
+    one = runner(ARMS, shared, data=str(deleaked))
+    assert setting_of(one, "encoded entities").protocol == "encoded entities, deleaked"
 
 
 def test_one_seed_is_said_to_be_one(done):
