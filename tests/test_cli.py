@@ -144,6 +144,13 @@ def test_a_model_is_evaluated_and_linked_with_the_template_that_it_was_trained_w
     assert load_model(tmp_path / "best")[1].template == "D"  # as evaluate and link load it
 
 
+def test_nil_is_refused_where_nothing_would_come_of_it(store, tmp_path, capsys):
+    for flags in (["--nil", "miss"], ["--nil-score", "0.5"]):
+        assert main(["evaluate", "x", "--data", str(store), "--output", str(tmp_path / "out"), *flags]) == 2
+        assert "nil and nil_score are for a knowledge base" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_an_interrupt_is_no_traceback(monkeypatch, capsys, tmp_path):
     def interrupt(*_, **__):
         raise KeyboardInterrupt

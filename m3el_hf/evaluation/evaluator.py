@@ -61,7 +61,8 @@ def evaluate(
         progress: Show a progress bar.
 
     Raises:
-        M3ELError: If there are no rows, two have the same id, two systems the same name, or a score is NaN or +inf.
+        M3ELError: If there are no rows, two have the same id, an answer is not the place of its gold, two systems
+            have the same name, or a score is NaN or +inf.
     """
     share = Share(accelerator)
     asked = _Asked(undecoded(rows) if isinstance(rows, Dataset) else rows, tasks, change)
@@ -189,9 +190,13 @@ def _answer(row: Row) -> int:
     """Which candidate is the gold; -1: none is."""
     if not (count := len(row["candidate_qids"])):
         return -1
-    answer = row["answer"]
+    answer, gold = row["answer"], row["answer_qid"]
     if answer is None or not -1 <= answer < count:
         raise M3ELError(f"row {row['id']} has answer {answer} but {count} candidates: pass its gold's index, or -1")
+    places = [place for place, qid in enumerate(row["candidate_qids"]) if qid == gold]
+    if places != [answer][: answer >= 0]:
+        said = " and ".join(map(str, places)) or "nowhere"
+        raise M3ELError(f"row {row['id']} has answer {answer}, but its gold {gold} stands at {said}: make them agree")
     return answer
 
 

@@ -272,7 +272,7 @@ class Runner:
 
     def _measure(self, systems: Sequence[System], look: Look) -> Evaluation:
         source, cache = self._on(look), self.options.output / "encoded"
-        training = source.data["train"]
+        training = None if look.on_other else source.data["train"]  # nobody was trained on the other data's
         if look.in_base:
             tasks = [TASKS[name] for name in BASE_TASKS]
             return evaluate_knowledge_base(
