@@ -144,6 +144,8 @@ class Runner:
             self._arguments(arm, 0, Path())  # a mistake in a setting answers before anything is done
         path = options.data or str(_mini(options.output / "mini"))
         self.source = Source(path, options.split, experiment.split_by_row)
+        for arm in experiment.arms:
+            self._rows(arm)  # and so does a topic that the data lacks
         self.other = Source(options.other_data, options.split, False) if options.other_data else None
 
     @property
@@ -246,7 +248,7 @@ class Runner:
 
     def _train(self, arm: Arm, seed: int, folder: Path) -> dict[str, Any]:
         arguments = self._arguments(arm, seed, folder)
-        rows = {split: _of_topics(self.source.data[split], arm.topics) for split in ("train", "validation")}
+        rows = self._rows(arm)
         rows["train"] = _some(rows["train"], arm.fraction, seed)
         settings = arguments.model_settings
         model, processor = start_model(
@@ -269,6 +271,10 @@ class Runner:
             "best_step": result.best_step,
             "mrr": result.best_mrr,
         }
+
+    def _rows(self, arm: Arm) -> dict[str, Dataset]:
+        """The rows of an arm's topics that it may train on and is chosen by."""
+        return {split: _of_topics(self.source.data[split], arm.topics) for split in ("train", "validation")}
 
     def _measure(self, systems: Sequence[System], look: Look) -> Evaluation:
         source, cache = self._on(look), self.options.output / "encoded"
@@ -336,9 +342,8 @@ def _of_topics(rows: Dataset, topics: tuple[str, ...] | None) -> Dataset:
         return rows
     chosen = np.flatnonzero(np.isin(rows["topic"], topics))
     if not len(chosen):
-        raise M3ELError(
-            f"no rows of the topics {', '.join(topics)}: the data has {', '.join(sorted(set(rows['topic'])))}"
-        )
+        known = sorted({topic for topic in rows["topic"] if topic is not None})
+        raise M3ELError(f"no rows of the topics {', '.join(topics)}: the data has {', '.join(known) or 'none'}")
     return rows.select(chosen)
 
 

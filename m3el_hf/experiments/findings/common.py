@@ -8,7 +8,7 @@ from m3el_hf.evaluation.examples import errors
 from m3el_hf.evaluation.measure import CONTROL_NOTE
 from m3el_hf.evaluation.outcomes import Evaluation, Mask
 from m3el_hf.evaluation.report import Column, DataTable, Estimate, Report, Setting, Value
-from m3el_hf.evaluation.report.contents import accuracy
+from m3el_hf.evaluation.report.contents import accuracy, mean_accuracy
 from m3el_hf.experiments.comparisons import Seeds
 from m3el_hf.experiments.runner import Runner
 from m3el_hf.tasks import TOPICS
@@ -74,18 +74,20 @@ def needed(found: Seeds | None) -> Seeds:
 
 
 def baseline_columns() -> list[Column]:
-    """A column for each baseline, on the task on which it does most."""
-    return [Column(f"{system}, {task}", "%") for task, systems in STRONGEST_ON.items() for system in systems]
+    """Chance over all tasks, and a column for each other baseline, on the task on which it does most."""
+    strong = [Column(f"{system}, {task}", "%") for task, systems in STRONGEST_ON.items() for system in systems]
+    return [Column("chance", "%"), *strong]
 
 
 def baseline_cells(baselines: Evaluation, where: Mask | None = None) -> list[Value]:
     """The figures of `baseline_columns`."""
-    return [accuracy(baselines, one, task, where) for task, systems in STRONGEST_ON.items() for one in systems]
+    strong = [accuracy(baselines, one, task, where) for task, systems in STRONGEST_ON.items() for one in systems]
+    return [mean_accuracy(baselines, "chance", where), *strong]
 
 
 def topics_of(runner: Runner) -> list[str]:
     """The topics that measured rows have, M³EL's first, in its order."""
-    known = set(runner.source.rows["topic"])
+    known = {topic for topic in runner.source.rows["topic"] if topic is not None}
     return [topic for topic in TOPICS if topic in known] + sorted(known - {*TOPICS})
 
 

@@ -14,8 +14,9 @@ import pytest
 
 from m3el_hf import TASKS
 from m3el_hf.data.manifest import Manifest
-from m3el_hf.evaluation.ranking import sampled_hits
+from m3el_hf.evaluation.ranking import paired_difference, sampled_hits
 from m3el_hf.evaluation.report import DataTable, Estimate, Report
+from m3el_hf.experiments.comparisons import RESAMPLES, Seeds, holm
 from m3el_hf.experiments.findings import REPORTS, run_experiment
 from m3el_hf.experiments.findings.common import setting_of
 from m3el_hf.experiments.runner import Look, Runner
@@ -73,7 +74,14 @@ def test_arms_stand_beside_the_reference_and_the_baselines(done):
     assert by_task["names"]["i2t"].value == pytest.approx(
         np.mean([one.figures("model", "i2t")["accuracy"] for one in found["names"]])
     )
-    assert len(table_of(report, "differences").rows) == len(TASKS)
+    differences = table_of(report, "differences").rows
+    assert len(differences) == len(TASKS)
+    golds, pair = runner.baselines().facts["gold"], (found["names"], found["whole"])
+    raw = [
+        paired_difference(*(Seeds.of(one, "model", task).values.mean(0) for one in pair), golds, resamples=RESAMPLES)
+        for task in TASKS
+    ]
+    assert [row[3].value for row in differences] == holm([one.p_value for one in raw])  # of all tasks together
     assert report.answers[0].startswith("whole: ") and report.answers[1].startswith("names ")
     assert {example.system for example in report.examples} == {"model"}
 
@@ -113,13 +121,24 @@ def test_topics_make_a_matrix(done):
     assert matrix["books"]["person"].value == pytest.approx(evaluation.mean("model", where=where))
     assert matrix["books"]["person"].n == where.sum()
     assert "means of 2 and 8 cells" in report.answers[0]
+    baselines = runner.baselines()
+    assert matrix["chance"]["person"].value == pytest.approx(baselines.mean("chance", where=where))
+    assert matrix["image hash, i2i"]["person"].value == baselines.figures("image hash", "i2i", where)["accuracy"]
+    control = cells(table_of(report, "control"))
+    assert control["books"]["person"].value == pytest.approx(evaluation.mean("mention-blind control", where=where))
+
+
+def test_a_matrix_of_models_that_know_every_topic_has_no_others(done):
+    _, report = done(ARMS.replace("kind: arms", "kind: topics"), seeds=(0,))
+    assert report.answers == ("No model is measured both on a topic that it was trained on and on another.",)
 
 
 def test_what_training_lacked_is_measured_apart(done, store):
     text = ARMS.replace("kind: arms", "kind: transfer")
     text = text.replace("names: {template: N}", "without person: {topics: [movies, common, books, sports]}")
     runner, report = done(text, seeds=(0,), other_data=str(store))
-    [[topic, full, without, control, difference, verdict]] = table_of(report, "held-out-topics").rows
+    [[topic, full, without, control, difference, verdict, chance, *_]] = table_of(report, "held-out-topics").rows
+    assert chance.value == pytest.approx(1 / 3)
     [evaluation] = runner.evaluations(runner.experiment.arm("without person"))
     where = evaluation.facts["topic"] == "person"
     assert (topic, without.n) == ("person", where.sum())
