@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m3el_hf.evaluation.outcomes import Evaluation, Mask
-from m3el_hf.evaluation.ranking import Difference, bootstrap_interval, paired_difference
+from m3el_hf.evaluation.ranking import Difference, bootstrap_interval, bootstrap_means, paired_difference
 from m3el_hf.evaluation.report import Estimate
 
 LEVEL = 0.05
@@ -131,14 +131,11 @@ def unpaired(one: Seeds, other: Seeds, resamples: int = RESAMPLES) -> tuple[Esti
 
     Entities are drawn with replacement within each group.
     """
-    draws = []
-    for number, part in enumerate((one, other)):
-        _, places = np.unique(part.golds, return_inverse=True)
-        sums, counts = np.bincount(places, part.values.mean(0)), np.bincount(places)
-        generator = np.random.default_rng(number)
-        times = generator.multinomial(len(sums), np.full(len(sums), 1 / len(sums)), size=resamples)
-        draws.append(times @ sums / (times @ counts))
-    low, high = np.quantile(draws[0] - draws[1], [0.025, 0.975])
+    mine, theirs = (
+        bootstrap_means(part.values.mean(0), part.golds, seed=seed, resamples=resamples)
+        for seed, part in enumerate((one, other))  # draws that differ, for the groups are independent
+    )
+    low, high = np.quantile(mine - theirs, [0.025, 0.975])
     signs = np.sign(one.values.mean(1) - other.values.mean(1))
     return Estimate(float(one.values.mean() - other.values.mean()), float(low), float(high)), len({*signs}) == 1
 
