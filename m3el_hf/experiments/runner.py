@@ -54,6 +54,9 @@ BASE_TASKS = ("t2t", "i2i", "it2it")
 
 TIMED_MENTIONS = 64
 
+DRAWN_WITH = 0
+"""The seed of conditions: every model is measured on the same changed rows."""
+
 
 @dataclass(frozen=True)
 class Look:
@@ -286,7 +289,7 @@ class Runner:
             )
         change = None
         if look.condition:
-            change = CONDITIONS[look.condition].prepare(undecoded(source.rows), 0)
+            change = CONDITIONS[look.condition].prepare(undecoded(source.rows), DRAWN_WITH)
         return evaluate(systems, source.rows, change=change, training=training, cache_dir=cache)
 
     def _timed(self, system: ModelSystem, look: Look) -> dict[str, float]:

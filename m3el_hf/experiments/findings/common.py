@@ -36,13 +36,15 @@ def report_of(
         if len(seeds) > 1
         else "Each model was trained with one seed: what another would do is not known, and no difference is sure."
     )
+    used = {"train": "trained on", "validation": "chosen on"}.get(runner.options.split)
+    flattered = [f"Weights were {used} the rows that are measured: these figures flatter them."] if used else []
     return Report(
         title=experiment.title,
         question=experiment.question,
         answers=tuple(answers),
         tables=tuple(tables),
         examples=tuple(examples),
-        notes=(*notes, CONTROL_NOTE, about_seeds),
+        notes=(*notes, *flattered, CONTROL_NOTE, about_seeds),
         provenance=runner.provenance,
     )
 

@@ -111,6 +111,12 @@ def test_one_seed_is_said_to_be_one(done):
     assert cells(table_of(report, "means"))["whole"]["mean"].deviation is None
 
 
+def test_rows_that_chose_the_weights_are_said_to_flatter_them(done):
+    notes = {split: done(ARMS, seeds=(0,), split=split)[1].notes for split in ("validation", "test")}
+    assert any("chosen on the rows that are measured" in note for note in notes["validation"])
+    assert not any("flatter" in note for note in notes["test"])
+
+
 def test_topics_make_a_matrix(done):
     text = ARMS.replace("kind: arms", "kind: topics").replace("whole: {}", "person: {topics: [person]}")
     text = text.replace("names: {template: N}", "books: {topics: [books]}").replace("reference: whole\n", "")
@@ -180,6 +186,7 @@ def test_conditions_are_compared_with_rows_as_they_are(done):
     assert changed.figures("model", "i2i")["accuracy"] == pytest.approx(1 / 3)  # of which nothing is shown
     figures = cells(table_of(report, "conditions"))
     assert list(figures) == ["as it is", "mention-without-picture", "distractors-at-random"]
+    assert "What a condition draws is drawn once, with the seed 0." in report.notes
     assert figures["distractors-at-random"]["string match, t2t"].value > figures["as it is"]["string match, t2t"].value
 
 
