@@ -69,6 +69,8 @@ def run_evaluation(options: EvaluationOptions) -> Report | None:
     against = options.against or ("candidates" if manifest.kind == "candidates" else "knowledge-base")
     if against == "candidates" and manifest.kind == "knowledge_base":
         raise M3ELError(f"mentions in {options.data} have no candidates of their own: measure against knowledge-base")
+    if against == "candidates" and (options.nil != "drop" or options.nil_score is not None):
+        raise M3ELError("nil and nil_score are for a knowledge base: measure against knowledge-base, or leave them out")
     tasks = [get_task(name) for name in options.tasks or (TASKS if against == "candidates" else ("it2it",))]
     data = load_built(options.data, "all" if manifest.kind == "candidates" else "mentions")
     if options.split not in data:

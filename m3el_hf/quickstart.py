@@ -103,7 +103,7 @@ def quickstart(options: QuickstartOptions, console: Console) -> Report:
     report = evaluation_report(
         f"M3EL quickstart on {_data_name(options)}",
         evaluation,
-        Setting(_split(data), "candidate set, as released", "expected rank", str(options.seed)),
+        Setting(_split(data), f"{evaluation.protocol}, as released", "expected rank", str(options.seed)),
         strong=AFTER,
         examples=errors(evaluation, trained, held_out),
         notes=_notes(evaluation, data),

@@ -273,6 +273,27 @@ def load_model(source: str | Path) -> tuple[ClipNDModel, ClipNDProcessor]:
     return model.to(default_device()), processor
 
 
+def model_revision(source: str) -> str:
+    """Returns what changes with a model's files: of a folder a digest of them, of a Hub repository the commit.
+
+    Raises:
+        M3ELError: If it is neither.
+    """
+    from transformers import PretrainedConfig
+
+    folder = Path(check_source(source))
+    if not folder.is_dir():
+        try:
+            return str(PretrainedConfig.get_config_dict(source)[0].get("_commit_hash"))
+        except (OSError, ValueError) as error:
+            raise M3ELError(f"{source} cannot be had: {explain_hub_error(error)}") from error
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.iterdir() if path.suffix in (".json", ".safetensors", ".bin", ".txt")):
+        with path.open("rb") as file:
+            digest.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:16]
+
+
 def default_device() -> Any:
     """The torch.device of the accelerator where there is one, else the CPU; accelerate is not set up by asking."""
     import torch

@@ -12,6 +12,7 @@ from typing import Any
 from datasets import DatasetDict
 
 from m3el_hf.data.collator import LinkingCollator
+from m3el_hf.data.manifest import Manifest
 from m3el_hf.errors import M3ELError
 from m3el_hf.evaluation.evaluator import evaluate
 from m3el_hf.evaluation.measure import CONTROL_NOTE, MODEL, measure
@@ -21,7 +22,7 @@ from m3el_hf.evaluation.systems import ModelSystem
 from m3el_hf.hub.model_card import render_model_card
 from m3el_hf.hub.push import check_repository, push_folder
 from m3el_hf.modeling.modeling_clipnd import ClipNDModel
-from m3el_hf.sources import default_device, load_built, load_model, public_name
+from m3el_hf.sources import default_device, fetch_built, load_built, load_model, public_name
 from m3el_hf.training.arguments import RunArguments
 from m3el_hf.training.checkpoints import newest_checkpoint
 from m3el_hf.training.estimate import random_state_kept
@@ -124,10 +125,11 @@ def _write_card(
     split = "test" if "test" in data else "validation"
     system = ModelSystem(MODEL, model, collator)
     evaluation = measure([*_base(arguments, collator), system], data[split], training=data["train"])
+    protocol = Manifest.load(fetch_built(arguments.data)).protocol.replace("_", " ")
     report = evaluation_report(
         f"{arguments.output_dir.name} on {public_name(arguments.data)}, {split}",
         evaluation,
-        Setting(split, "candidate set, as released", "expected rank", str(arguments.seed)),
+        Setting(split, f"{evaluation.protocol}, {protocol}", "expected rank", str(arguments.seed)),
         strong=MODEL,
         notes=_notes(data, split, system),
         provenance=_provenance(arguments, data, model, result),

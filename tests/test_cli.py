@@ -122,7 +122,7 @@ def test_train_evaluate_and_link_follow_each_other(kind, store, tmp_path, capsys
     names = [column["name"] for column in results["tables"][0]["columns"]]
     assert {"chance", "BM25", "image hash", "model", "mention-blind control"} < set(names)
     again = Evaluation.load(tmp_path / "report")
-    assert (again.protocol, len(again)) == ("candidate set", results["tables"][0]["rows"][0]["cells"]["n"])
+    assert (again.protocol, len(again)) == ("candidate set of 3", results["tables"][0]["rows"][0]["cells"]["n"])
     base = ["--against", "knowledge-base", "--tasks", "t2t", "it2it", "--cache-dir", str(tmp_path / "kept")]
     assert main(["evaluate", model, "--data", str(store), "--output", str(tmp_path / "base"), *base]) == 0
     assert "full knowledge base of" in Evaluation.load(tmp_path / "base").protocol
@@ -142,6 +142,13 @@ def test_a_model_is_evaluated_and_linked_with_the_template_that_it_was_trained_w
     assert main(["train", "--data", str(store), "--template", "D", *flags]) == 0
     assert ClipNDProcessor.from_pretrained(tmp_path / "best").template == "D"
     assert load_model(tmp_path / "best")[1].template == "D"  # as evaluate and link load it
+
+
+def test_nil_is_refused_where_nothing_would_come_of_it(store, tmp_path, capsys):
+    for flags in (["--nil", "miss"], ["--nil-score", "0.5"]):
+        assert main(["evaluate", "x", "--data", str(store), "--output", str(tmp_path / "out"), *flags]) == 2
+        assert "nil and nil_score are for a knowledge base" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_interrupt_is_no_traceback(monkeypatch, capsys, tmp_path):

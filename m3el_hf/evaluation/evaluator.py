@@ -30,8 +30,6 @@ BATCH_SIZE = 64
 GROUP_SIZE = 16
 """Mentions that are scored at once, against all candidates of any of them."""
 
-PROTOCOL = "candidate set"
-
 
 def evaluate(
     systems: Sequence[System],
@@ -63,7 +61,8 @@ def evaluate(
         progress: Show a progress bar.
 
     Raises:
-        M3ELError: If there are no rows, two have the same id, two systems the same name, or a score is NaN or +inf.
+        M3ELError: If there are no rows, two have the same id, an answer is not the place of its gold, two systems
+            have the same name, or a score is NaN or +inf.
     """
     share = Share(accelerator)
     asked = _Asked(undecoded(rows) if isinstance(rows, Dataset) else rows, tasks, change)
@@ -76,7 +75,7 @@ def evaluate(
         system.name: {task.name: joined(found, (system.name, task.name)) for task in tasks if system.can_do(task)}
         for system in systems
     }
-    return Evaluation(facts, outcomes, tuple(tasks), PROTOCOL, asked.missing)
+    return Evaluation(facts, outcomes, tuple(tasks), asked.protocol, asked.missing)
 
 
 def score_candidates(
@@ -104,6 +103,8 @@ def score_candidates(
 def check_names(systems: Sequence[System]) -> None:
     """Refuses systems that a table could not tell apart."""
     names = [system.name for system in systems]
+    if not names:
+        raise M3ELError("no systems to measure: pass at least one")
     if len(set(names)) < len(names):
         raise M3ELError(f"two systems have the same name: {', '.join(names)}; give each its own")
 
@@ -155,6 +156,13 @@ class _Asked:
             positions.append(position)
         return np.array(positions)
 
+    @property
+    def protocol(self) -> str:
+        """Among how many candidates golds are sought."""
+        counts = [len(positions) for positions in self.positions if len(positions)]
+        few, many = min(counts, default=0), max(counts, default=0)
+        return f"candidate set of {many}" if few == many else f"candidate sets of {few} to {many}"
+
     def row(self, number: int) -> Row:
         """A row as systems see it."""
         row = self._rows[number]
@@ -184,9 +192,13 @@ def _answer(row: Row) -> int:
     """Which candidate is the gold; -1: none is."""
     if not (count := len(row["candidate_qids"])):
         return -1
-    answer = row["answer"]
+    answer, gold = row["answer"], row["answer_qid"]
     if answer is None or not -1 <= answer < count:
         raise M3ELError(f"row {row['id']} has answer {answer} but {count} candidates: pass its gold's index, or -1")
+    places = [place for place, qid in enumerate(row["candidate_qids"]) if qid == gold]
+    if places != [answer][: answer >= 0]:
+        said = " and ".join(map(str, places)) or "nowhere"
+        raise M3ELError(f"row {row['id']} has answer {answer}, but its gold {gold} stands at {said}: make them agree")
     return answer
 
 
@@ -262,6 +274,19 @@ class _Measuring:
                 found = system.score(mentions[start : start + GROUP_SIZE], encoded[wanted], able)
                 scores[:, row[here], place[here]] = found[:, row[here] - start, column]
         return scores, mask
+
+
+def scored(system: System, mentions: Any, entities: Any, tasks: Sequence[Task]) -> Scores:
+    """Returns a system's scores ``[T, B, N]``.
+
+    Raises:
+        M3ELError: If they have another shape, which might fit by chance.
+    """
+    scores = np.asarray(system.score(mentions, entities, tasks), dtype=np.float64)
+    if scores.shape != (len(tasks), len(mentions), len(entities)):
+        expected = f"{len(tasks)} tasks, {len(mentions)} mentions and {len(entities)} entities"
+        raise M3ELError(f"{system.name} returns scores of the shape {scores.shape} for {expected}: give one a triple")
+    return scores
 
 
 def check_scores(

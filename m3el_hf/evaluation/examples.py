@@ -67,7 +67,8 @@ def example(row: Row, task: str, system: str, scores: Scores) -> Example:
         )
         for place, (entity, score) in enumerate(zip(candidates_of(row), scores, strict=True))
     ]
-    above = int((scores > scores[row["answer"]]).sum())
+    answer = row["answer"]
+    above = f"{(scores > scores[answer]).sum()} of {len(candidates) - 1} others score above the gold"
     return Example(
         task=task,
         topic=row.get("topic") or "",
@@ -76,7 +77,7 @@ def example(row: Row, task: str, system: str, scores: Scores) -> Example:
         context=row["context"] if shown.mention.has_text else None,
         picture=_small(row["mention_image"]) if shown.mention.has_image else None,
         candidates=tuple(sorted(candidates, key=lambda one: -one.score)),
-        remark=f"{row['id']}: {above} of {len(candidates) - 1} others score above the gold",
+        remark=f"{row['id']}: {above if answer >= 0 else 'the gold is not among the candidates'}",
     )
 
 

@@ -6,11 +6,12 @@ exist together.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -79,8 +80,12 @@ def evaluate_knowledge_base(
 
     Raises:
         M3ELError: If there are no rows or no entities, an entity stands twice, two rows have the same id, two systems
-            the same name, ``nil_score`` does not go with ``nil``, or a score is NaN or +inf.
+            the same name, ``nil`` is no choice or ``nil_score`` does not go with it, or a score is NaN or +inf.
     """
+    if nil not in get_args(Nil):
+        raise M3ELError(f"nil cannot be {nil!r}: choose {', '.join(get_args(Nil))}")
+    if nil_score is not None and (math.isnan(nil_score) or nil_score == math.inf):
+        raise M3ELError(f"NIL has the score {nil_score}, which has no rank: pass a number as nil_score")
     if (nil == "entity") != (nil_score is not None):
         raise M3ELError("NIL has a score just where it is an entity: pass nil_score with nil='entity', and only there")
     if not len(rows):

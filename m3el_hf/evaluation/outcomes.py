@@ -56,7 +56,7 @@ class Evaluation:
         facts: One row a mention, with the columns of `m3el_hf.evaluation.facts.row_facts`.
         outcomes: By system, then by task; of tasks that a system cannot do there is none.
         tasks: The tasks that were asked for.
-        protocol: What the candidates were, for tables: "candidate set", or "full knowledge base of N entities".
+        protocol: What the candidates were, for tables: "candidate set of N", or "full knowledge base of N entities".
         missing: By task, how many rows do not count for it, by the reason.
     """
 

@@ -196,6 +196,18 @@ def bootstrap_interval(
     Raises:
         M3ELError: If there are no values, one is not finite, or the lengths differ.
     """
+    low, high = np.quantile(bootstrap_means(values, groups, seed=seed, resamples=resamples), [0.025, 0.975])
+    return float(low), float(high)
+
+
+def bootstrap_means(
+    values: ArrayLike, groups: ArrayLike | None = None, *, seed: int = 0, resamples: int = 1000
+) -> Array:
+    """Returns the means ``[resamples]`` of which `bootstrap_interval` is the middle 95 %, and takes the same.
+
+    Raises:
+        M3ELError: As `bootstrap_interval` does.
+    """
     array = _values(values)
     # Groups of one sum and one size are interchangeable, so drawing how many of each kind there are is drawing groups.
     # Hits have few kinds.
@@ -207,8 +219,7 @@ def bootstrap_interval(
         drawn = generator.multinomial(len(sums), members / len(sums), size=count)
         means.append((drawn @ kinds.real) / (drawn @ kinds.imag))
     # No mean is outside the values; what is, is by rounding.
-    low, high = np.quantile(np.clip(np.concatenate(means), array.min(), array.max()), [0.025, 0.975])
-    return float(low), float(high)
+    return np.clip(np.concatenate(means), array.min(), array.max())
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from m3el_hf.errors import M3ELError
 from m3el_hf.evaluation.outcomes import Evaluation, Mask
-from m3el_hf.evaluation.ranking import Difference, bootstrap_interval, paired_difference
+from m3el_hf.evaluation.ranking import Difference, bootstrap_interval, bootstrap_means, paired_difference
 from m3el_hf.evaluation.report import Estimate
 
 LEVEL = 0.05
@@ -42,12 +43,18 @@ class Seeds:
     def of(
         cls, evaluations: Sequence[Evaluation], system: str, task: str | None = None, where: Mask | None = None
     ) -> Seeds | None:
-        """Accuracies on a task, or the mean over tasks where it is None; None where there are none."""
+        """Accuracies on a task, or the mean over tasks where it is None; None where there are none.
+
+        Raises:
+            M3ELError: If the rows that count differ between seeds.
+        """
         found = [one.values(system, task, where=where) for one in evaluations]
         known = [pair for pair in found if pair is not None]
         if len(known) < len(found):
             return None
         rows = known[0][0]
+        if any(not np.array_equal(rows, others) for others, _ in known):
+            raise M3ELError(f"seeds of {system} were measured on different rows: measure all on the same")
         return cls(np.stack([values for _, values in known]), evaluations[0].facts["gold"][rows])
 
     @property
@@ -103,7 +110,12 @@ def compare(pairs: Sequence[tuple[Seeds, Seeds]]) -> list[Comparison]:
     """Compares the first of each pair with the second, on the same rows; all are made together, so all are corrected.
 
     The correction is Holm's ("A simple sequentially rejective multiple test procedure", 1979).
+
+    Raises:
+        M3ELError: If the rows of a pair differ.
     """
+    if any(not np.array_equal(one.golds, other.golds) for one, other in pairs):
+        raise M3ELError("systems are compared by row: measure both on the same rows")
     found = [
         paired_difference(one.values.mean(0), other.values.mean(0), one.golds, resamples=RESAMPLES)
         for one, other in pairs
@@ -132,14 +144,11 @@ def unpaired(one: Seeds, other: Seeds, resamples: int = RESAMPLES) -> tuple[Esti
 
     Entities are drawn with replacement within each group.
     """
-    draws = []
-    for number, part in enumerate((one, other)):
-        _, places = np.unique(part.golds, return_inverse=True)
-        sums, counts = np.bincount(places, part.values.mean(0)), np.bincount(places)
-        generator = np.random.default_rng(number)
-        times = generator.multinomial(len(sums), np.full(len(sums), 1 / len(sums)), size=resamples)
-        draws.append(times @ sums / (times @ counts))
-    low, high = np.quantile(draws[0] - draws[1], [0.025, 0.975])
+    mine, theirs = (
+        bootstrap_means(part.values.mean(0), part.golds, seed=seed, resamples=resamples)
+        for seed, part in enumerate((one, other))  # draws that differ, for the groups are independent
+    )
+    low, high = np.quantile(mine - theirs, [0.025, 0.975])
     signs = np.sign(one.values.mean(1) - other.values.mean(1))
     return Estimate(float(one.values.mean() - other.values.mean()), float(low), float(high)), len({*signs}) == 1
 

@@ -306,7 +306,7 @@ def _of_distractors(name: str, about: str, system: System, seen: Callable[[Entit
     """Replaces distractors by those entities of the pool that a system takes most for the gold, ties at random.
 
     Entities that have all that the gold has come first, so that no distractor is known by what it lacks. A row whose
-    gold has nothing that the system reads stays as it is.
+    gold is no candidate, or has nothing that the system reads, stays as it is.
 
     Args:
         name: The condition's.
@@ -330,8 +330,7 @@ def _of_distractors(name: str, about: str, system: System, seen: Callable[[Entit
 
         def change(row: Row) -> dict[str, Any]:
             candidates = candidates_of(row)
-            gold = candidates[row["answer"]]
-            if not any(seen(gold)[1:]):
+            if row["answer"] < 0 or not any(seen(gold := candidates[row["answer"]])[1:]):
                 return {**row}
             places = [place for place in range(len(candidates)) if place != row["answer"]]
             chosen = list(islice(likeliest(gold), len(places)))

@@ -21,6 +21,10 @@ RECIPE = files("m3el_hf.experiments") / "configs" / "recipe.yaml"
 """The training settings that all arms share where nobody says otherwise."""
 
 
+NOT_ITS_OWN = ("data", "seed", "output_dir", "resume", "push_to_hub", "hub_every_epochs", "private")
+"""Settings that no arm has: they would be of no effect."""
+
+
 @dataclass(frozen=True)
 class Arm:
     """One model to train.
@@ -122,6 +126,11 @@ def _experiment(name: str, read: dict[str, Any]) -> Experiment:
     for condition in (conditions := tuple(read.get("conditions", ()))):
         if condition not in CONDITIONS:
             raise M3ELError(f"experiment {name}: no condition {condition!r}: choose of {', '.join(CONDITIONS)}")
+    if bool(conditions) != (read["kind"] == "conditions"):
+        raise M3ELError(f"experiment {name}: kind conditions has some conditions, and no other kind has any")
+    by_row = read.get("split_by_row", "false")
+    if by_row not in ("true", "false"):
+        raise M3ELError(f"experiment {name}: split_by_row is {by_row!r}: write true or false")
     return Experiment(
         name=name,
         title=read["title"],
@@ -130,7 +139,7 @@ def _experiment(name: str, read: dict[str, Any]) -> Experiment:
         arms=arms,
         reference=reference,
         conditions=conditions,
-        split_by_row=read.get("split_by_row", "false") == "true",
+        split_by_row=by_row == "true",
     )
 
 
@@ -142,6 +151,11 @@ def _arm(experiment: str, name: str, read: Any) -> Arm:
     fraction = settings.pop("fraction", "1")
     if not isinstance(fraction, str) or not re.fullmatch(r"1(\.0*)?|0?\.\d*[1-9]\d*", fraction):
         raise M3ELError(f"experiment {experiment}: the arm {name!r} sees {fraction!r} of the rows: above 0, at most 1")
+    if topics is not None and not (isinstance(topics, list) and topics and all(isinstance(one, str) for one in topics)):
+        raise M3ELError(f"experiment {experiment}: the arm {name!r} has topics {topics!r}: give a list, as in [books]")
+    for key in NOT_ITS_OWN:
+        if key in settings:
+            raise M3ELError(f"experiment {experiment}: the arm {name!r} sets {key}, which the experiment decides")
     place = f"experiment {experiment}, arm {name!r}"
     values = {key: read_setting(key, value, place) for key, value in settings.items()}
     return Arm(name, values, None if topics is None else tuple(topics), float(fraction))

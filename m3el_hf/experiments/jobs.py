@@ -48,17 +48,24 @@ class Job:
         if self.after is not None and not self.after.is_done:
             return False
         self.folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.folder / ".lock")
         try:
-            with FileLock(self.folder / ".lock", timeout=0):
-                if not self.is_done:
-                    began = time.monotonic()
-                    result = {"about": self.about, "result": self.make(), "seconds": time.monotonic() - began}
-                    partial = self.folder / f"{DONE}.partial"
-                    partial.write_text(json.dumps(result, indent=1, default=str), encoding="utf-8")
-                    partial.replace(self.folder / DONE)
+            lock.acquire(timeout=0)
         except Timeout:
             return False
+        try:
+            if not self.is_done:
+                self._do()
+        finally:
+            lock.release()
         return True
+
+    def _do(self) -> None:
+        began = time.monotonic()
+        result = {"about": self.about, "result": self.make(), "seconds": time.monotonic() - began}
+        partial = self.folder / f"{DONE}.partial"
+        partial.write_text(json.dumps(result, indent=1, default=str), encoding="utf-8")
+        partial.replace(self.folder / DONE)
 
     def result(self) -> dict[str, Any]:
         """What ``make`` returned when it was done."""

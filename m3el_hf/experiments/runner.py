@@ -32,7 +32,7 @@ from m3el_hf.evaluation.systems import ModelSystem, System
 from m3el_hf.experiments.conditions import CONDITIONS
 from m3el_hf.experiments.config import RECIPE, Arm, Experiment
 from m3el_hf.experiments.jobs import Job, do
-from m3el_hf.sources import default_device, fetch_built, is_built, load_built, load_model, public_name
+from m3el_hf.sources import default_device, fetch_built, is_built, load_built, load_model, model_revision, public_name
 from m3el_hf.tasks import TASKS
 from m3el_hf.training.arguments import RunArguments
 from m3el_hf.training.checkpoints import newest_checkpoint
@@ -53,6 +53,12 @@ BASE_TASKS = ("t2t", "i2i", "it2it")
 """The tasks that are measured in a knowledge base."""
 
 TIMED_MENTIONS = 64
+
+BEFORE = "before training"
+"""What a recipe's base is called where it stands among the baselines; a CLIP links zero-shot."""
+
+DRAWN_WITH = 0
+"""The seed of conditions: every model is measured on the same changed rows."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +115,8 @@ class Source:
     def __init__(self, path: str, split: str, by_row: bool) -> None:
         self.name = public_name(path)
         self._path = path
-        self.revision = Manifest.load(fetch_built(path)).revision
+        manifest = Manifest.load(fetch_built(path))
+        self.revision, self.protocol = manifest.revision, manifest.protocol.replace("_", " ")
         self.data: DatasetDict = split_by_row(load_built(path)) if by_row else load_built(path)
         for needed in ("train", "validation", split):
             if needed not in self.data:
@@ -143,6 +150,8 @@ class Runner:
             self._arguments(arm, 0, Path())  # a mistake in a setting answers before anything is done
         path = options.data or str(_mini(options.output / "mini"))
         self.source = Source(path, options.split, experiment.split_by_row)
+        for arm in experiment.arms:
+            self._rows(arm)  # and so does a topic that the data lacks
         self.other = Source(options.other_data, options.split, False) if options.other_data else None
 
     @property
@@ -199,6 +208,8 @@ class Runner:
             del settings[name]
         about = {**self.source.about, "topics": arm.topics, "fraction": arm.fraction, "settings": settings, **_code()}
         del about["split"]
+        if settings["base"] is not None:
+            about["base"] = model_revision(settings["base"])
         folder = self._folder("models", f"seed {seed}", about)  # arms of several experiments may be the same model
         return Job(f"training {arm.name}, seed {seed}", folder, lambda: self._train(arm, seed, folder), about)
 
@@ -216,19 +227,26 @@ class Runner:
         def make() -> dict[str, Any]:
             system = self.model(arm, seed)
             control = MentionBlind(CONTROL, system, average_mention(system, self._on(look).rows))
-            self._measure([system, control], look).save(folder)
+            rows = self._training_rows(arm, seed)["train"]
+            self._measure([system, control], look, rows).save(folder)
             return {"milliseconds": self._timed(system, look)} if look.in_base else {}
 
         return Job(f"measuring {arm.name}, seed {seed} {look.condition}".rstrip(), folder, make, about, training)
 
     def _of_baselines(self, look: Look) -> Job:
+        base = self.recipe.get("base")
         about = {**self._on(look).about, **vars(look), "model": "baselines", "base_tasks": BASE_TASKS, **_code()}
+        if base is not None:
+            about["base"] = model_revision(base)
         folder = self._folder("evaluations", f"baselines {look.condition}", about)
 
         def make() -> dict[str, Any]:
             source = self._on(look)
             texts = _texts(source.entities) if look.in_base else described(source.rows)
-            self._measure(baselines(texts), look).save(folder)
+            systems: list[System] = [*baselines(texts)]
+            if base is not None:
+                systems.append(ModelSystem(BEFORE, *load_model(base)))
+            self._measure(systems, look, self.source.data["train"]).save(folder)
             return {}
 
         return Job(f"measuring baselines {look.condition}".rstrip(), folder, make, about)
@@ -245,8 +263,7 @@ class Runner:
 
     def _train(self, arm: Arm, seed: int, folder: Path) -> dict[str, Any]:
         arguments = self._arguments(arm, seed, folder)
-        rows = {split: _of_topics(self.source.data[split], arm.topics) for split in ("train", "validation")}
-        rows["train"] = _some(rows["train"], arm.fraction, seed)
+        rows = self._training_rows(arm, seed)
         settings = arguments.model_settings
         model, processor = start_model(
             arguments.base, arguments.head, rows["train"], seed, arguments.template, **settings
@@ -269,9 +286,17 @@ class Runner:
             "mrr": result.best_mrr,
         }
 
-    def _measure(self, systems: Sequence[System], look: Look) -> Evaluation:
+    def _rows(self, arm: Arm) -> dict[str, Dataset]:
+        """The rows of an arm's topics that it may train on and is chosen by."""
+        return {split: _of_topics(self.source.data[split], arm.topics) for split in ("train", "validation")}
+
+    def _training_rows(self, arm: Arm, seed: int) -> dict[str, Dataset]:
+        """The rows that an arm is trained on and chosen by; a part of the former is another one with each seed."""
+        rows = self._rows(arm)
+        return rows | {"train": _some(rows["train"], arm.fraction, seed)}
+
+    def _measure(self, systems: Sequence[System], look: Look, training: Dataset) -> Evaluation:
         source, cache = self._on(look), self.options.output / "encoded"
-        training = source.data["train"]
         if look.in_base:
             tasks = [TASKS[name] for name in BASE_TASKS]
             return evaluate_knowledge_base(
@@ -279,7 +304,7 @@ class Runner:
             )
         change = None
         if look.condition:
-            change = CONDITIONS[look.condition].prepare(undecoded(source.rows), 0)
+            change = CONDITIONS[look.condition].prepare(undecoded(source.rows), DRAWN_WITH)
         found = evaluate(systems, source.rows, change=change, training=training, cache_dir=cache)
         return with_near_same(found, source.rows)
 
@@ -336,9 +361,8 @@ def _of_topics(rows: Dataset, topics: tuple[str, ...] | None) -> Dataset:
         return rows
     chosen = np.flatnonzero(np.isin(rows["topic"], topics))
     if not len(chosen):
-        raise M3ELError(
-            f"no rows of the topics {', '.join(topics)}: the data has {', '.join(sorted(set(rows['topic'])))}"
-        )
+        known = sorted({topic for topic in rows["topic"] if topic is not None})
+        raise M3ELError(f"no rows of the topics {', '.join(topics)}: the data has {', '.join(known) or 'none'}")
     return rows.select(chosen)
 
 

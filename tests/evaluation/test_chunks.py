@@ -156,10 +156,10 @@ def test_other_entities_are_encoded_anew(tmp_path):
     changes = (
         {"candidate_names": ["another", *own["candidate_names"][1:]]},
         {"candidate_descriptions": ["another", *own["candidate_descriptions"][1:]]},
-        {"candidate_qids": ["Q404", *own["candidate_qids"][1:]]},
+        {"candidate_qids": [*own["candidate_qids"][:2], "Q404"]},
         {"candidate_images": [picture(77), *own["candidate_images"][1:]]},
         {"candidate_images": [None, *own["candidate_images"][1:]]},
-        {name: value[::-1] for name, value in own.items() if name.startswith("candidate_")},
+        {"answer": 2} | {name: value[::-1] for name, value in own.items() if name.startswith("candidate_")},
     )
     for number, change in enumerate(changes, 2):
         assert encoded_again(system, dataset([make_row(0, **change)]), tmp_path) == 3

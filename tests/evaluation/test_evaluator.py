@@ -132,13 +132,15 @@ def test_right_is_one_and_wrong_is_zero():
 
 
 def test_candidates_may_be_of_any_number():
-    five = make_row(1, answer=3, answer_qid="e", candidate_qids=list("abcde"))
+    five = make_row(1, answer=4, answer_qid="e", candidate_qids=list("abcde"))
     five |= {f"candidate_{column}": ["x"] * 5 for column in ("names", "descriptions")}
     two = {name: value[:2] for name, value in make_row(0).items() if name.startswith("candidate_")}
     rows = dataset([make_row(0, **two), five | {"candidate_images": [None] * 5}])
     found = evaluate([CONSTANT], rows)
     assert found.figures("constant", "t2t")["accuracy"] == pytest.approx((1 / 2 + 1 / 5) / 2)
     assert found.outcomes["constant"]["t2t"].candidates.tolist() == [2, 5]
+    assert found.protocol == "candidate sets of 2 to 5"
+    assert evaluate([CONSTANT], dataset([make_row(0)])).protocol == "candidate set of 3"
 
 
 def test_a_row_counts_only_for_the_tasks_that_it_has_pictures_for():
@@ -207,6 +209,12 @@ def test_bad_input_is_one_clear_line():
     for answer in (3, -2, None):
         with pytest.raises(M3ELError, match=f"row row-1 has answer {answer} but 3 candidates"):
             evaluate([CONSTANT], dataset([make_row(0), make_row(1, answer=answer)]))
+    golds = [("Q12", "stands at 2"), ("Q404", "stands at nowhere")]
+    changes = [*(({"answer_qid": gold}, says) for gold, says in golds), ({"answer": -1}, "Q11 stands at 1")]
+    changes.append(({"candidate_qids": ["Q11", "Q11", "Q12"]}, "Q11 stands at 0 and 1"))
+    for change, says in changes:
+        with pytest.raises(M3ELError, match=f"row row-1 has answer .*, but its gold .*{says}: make them agree"):
+            evaluate([CONSTANT], dataset([make_row(1, **change)]))
     with pytest.raises(M3ELError, match="two systems have the same name"):
         evaluate([CONSTANT, CONSTANT], dataset([make_row(1)]))
 

@@ -29,7 +29,7 @@ def test_training_has_met_a_gold_as_one_as_a_distractor_or_never():
     rows = dataset(
         [
             make_row(0),
-            make_row(2, answer_qid=rival),
+            make_row(2, answer_qid=rival, candidate_qids=["Q20", "Q21", rival]),
             make_row(3),
         ]
     )

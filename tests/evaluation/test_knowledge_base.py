@@ -215,5 +215,10 @@ def test_bad_input_is_one_clear_line():
         evaluate_knowledge_base([PERFECT], rows, base(3), nil="entity")
     with pytest.raises(M3ELError, match="pass nil_score with nil='entity'"):
         evaluate_knowledge_base([PERFECT], rows, base(3), nil_score=0.0)
+    for score in (float("nan"), float("inf")):
+        with pytest.raises(M3ELError, match="NIL has the score (nan|inf), which has no rank"):
+            evaluate_knowledge_base([PERFECT], rows, base(3), nil="entity", nil_score=score)
+    with pytest.raises(M3ELError, match="nil cannot be 'ignore': choose drop, miss, entity"):
+        evaluate_knowledge_base([PERFECT], rows, base(3), nil="ignore")  # type: ignore[arg-type]
     with pytest.raises(M3ELError, match="broken scores row-0 with NaN or infinity on it2it"):
         evaluate_knowledge_base([Judge("broken", float("nan"), 0)], rows, base(3))

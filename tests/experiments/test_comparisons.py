@@ -5,7 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from m3el_hf.errors import M3ELError
 from m3el_hf.experiments.comparisons import Seeds, compare, holm, percent, unpaired
+from tests.evaluation.test_outcomes import drawn as drawn_evaluation
 
 
 def seeds(*values: list[float]) -> Seeds:
@@ -33,6 +35,16 @@ def test_a_clear_difference_is_no_noise_and_an_even_one_is():
     [same] = compare([(strong, strong)])
     assert same.verdict == "within noise" and same.estimate.value == 0
     assert "within noise" in same.said
+
+
+def test_rows_of_others_are_no_pair():
+    one = seeds([1.0, 0.0])
+    with pytest.raises(M3ELError, match="compared by row"):
+        compare([(one, Seeds(one.values, one.golds[::-1]))])
+    evaluations = [drawn_evaluation(seed) for seed in (0, 1)]
+    with pytest.raises(M3ELError, match="seeds of one were measured on different rows"):
+        Seeds.of(evaluations, "one", "i2i")
+    assert Seeds.of(evaluations[:1] * 2, "one", "i2i").estimate.deviation == 0
 
 
 def test_seeds_that_disagree_make_it_noise():

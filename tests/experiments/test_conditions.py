@@ -375,6 +375,8 @@ def test_distractors_of_like_picture_look_like_the_gold():
     assert changed("distractors-of-like-picture", rows[2], rows=rows) == rows[2]  # the gold has none
     broken = rows[2] | {"answer": 0, "answer_qid": "Q8"}
     assert changed("distractors-of-like-picture", broken, rows=[*rows, broken]) == broken
+    without = rows[0] | {"answer": -1, "answer_qid": "Q404"}
+    assert changed("distractors-of-like-picture", without, rows=[*rows, without]) == without
 
 
 def test_no_distractor_is_known_by_what_it_lacks_while_there_are_others():

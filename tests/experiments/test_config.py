@@ -56,6 +56,12 @@ def test_settings_are_read_as_a_recipe_reads_them(read):
         (("arms:\n  whole: {}\n  names: {template: N}", "arms: [whole]"), "arms are a mapping"),
         (("reference: whole", "conditions: [rain]"), "no condition 'rain': choose of mention-without-picture"),
         (("title: Two arms", "title: {"), "is no YAML"),
+        (("reference: whole", "conditions: [mention-without-name]"), "no other kind has any"),
+        (("kind: arms", "kind: conditions"), "kind conditions has some conditions"),
+        (("reference: whole", "split_by_row: True"), "split_by_row is 'True': write true or false"),
+        (("template: N", "topics: movies"), "has topics 'movies': give a list, as in [books]"),
+        (("template: N", "topics: []"), "has topics []: give a list"),
+        (("template: N", "seed: 7"), "the arm 'names' sets seed, which the experiment decides"),
     ],
 )
 def test_a_mistake_is_one_line_that_says_what_to_do(read, change, says):

@@ -8,6 +8,7 @@ import pytest
 
 from m3el_hf import M3ELError
 from m3el_hf.experiments import runner as runner_module
+from m3el_hf.experiments.findings.common import topics_of
 from m3el_hf.experiments.runner import PLAIN, ExperimentOptions, Look, Runner, sizes, split_by_row
 from m3el_hf.sources import load_built
 from tests.experiments.conftest import ARMS
@@ -110,9 +111,19 @@ def test_mistakes_answer_before_anything_is_trained(runner, store, recipe, tmp_p
         runner(ARMS, tmp_path, data=f"{tmp_path}/nothing")
     with pytest.raises(M3ELError, match="tasks_per_mention is 12"):
         runner(ARMS.replace("template: N", "tasks_per_mention: 12"), tmp_path)
-    away = runner(ARMS.replace("template: N", "topics: [cooking]"), tmp_path)
     with pytest.raises(M3ELError, match="no rows of the topics cooking: the data has books, common"):
-        away.do([])
+        runner(ARMS.replace("template: N", "topics: [cooking]"), tmp_path)
+
+
+def test_data_without_topics_has_none_to_train_on(runner, monkeypatch, tmp_path):
+    def without_topics(source):
+        data = load_built(source)
+        return data.map(lambda row: {"topic": None}, features=data["train"].features)
+
+    monkeypatch.setattr(runner_module, "load_built", without_topics)
+    with pytest.raises(M3ELError, match="no rows of the topics books: the data has none"):
+        runner(ARMS.replace("template: N", "topics: [books]"), tmp_path)
+    assert topics_of(runner(ARMS, tmp_path)) == []
 
 
 def test_sizes_grow_by_about_three():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from m3el_hf.evaluation.measure import CONTROL, MODEL
 from m3el_hf.evaluation.outcomes import Evaluation
 from m3el_hf.evaluation.report import Column, DataTable, Estimate, Report, Value
@@ -19,7 +21,7 @@ def report_arms(runner: Runner) -> Report:
     reference = runner.experiment.reference
     found = {arm.name: runner.evaluations(arm) for arm in runner.experiment.arms}
     baselines = runner.baselines()
-    means = _compared(found, reference, None)
+    means = {name: compared for (name, _), compared in _compared(found, reference, [None]).items()}
     answers = [f"{reference}: {percent(needed(Seeds.of(found[reference], MODEL)).estimate)}, the mean over the tasks."]
     answers += [f"{name} {compared.said}." for name, compared in means.items()]
     tables = (
@@ -30,11 +32,15 @@ def report_arms(runner: Runner) -> Report:
     return report_of(runner, answers, tables)
 
 
-def _compared(found: Found, reference: str, task: str | None) -> dict[str, Comparison]:
-    """All arms beside the reference, where both have the task."""
-    theirs = Seeds.of(found[reference], MODEL, task)
-    mine = {name: Seeds.of(evaluations, MODEL, task) for name, evaluations in found.items() if name != reference}
-    pairs = {name: (one, theirs) for name, one in mine.items() if one is not None and theirs is not None}
+def _compared(found: Found, reference: str, tasks: Iterable[str | None]) -> dict[tuple[str, str | None], Comparison]:
+    """All arms beside the reference on each task, where both have it; all are corrected together."""
+    pairs = {}
+    for task in tasks:
+        theirs = Seeds.of(found[reference], MODEL, task)
+        for name in (name for name in found if name != reference):
+            mine = Seeds.of(found[name], MODEL, task)
+            if mine is not None and theirs is not None:
+                pairs[name, task] = (mine, theirs)
     return dict(zip(pairs, compare(list(pairs.values())), strict=True))
 
 
@@ -90,14 +96,14 @@ def _by_task(runner: Runner, found: Found, baselines: Evaluation) -> DataTable:
 
 
 def _differences(runner: Runner, found: Found) -> DataTable:
-    rows: list[tuple[Value, ...]] = []
-    for task in TASKS:
-        for name, compared in _compared(found, runner.experiment.reference, task).items():
-            rows.append((name, task, compared.estimate, Estimate(compared.p_value), compared.verdict))
+    rows: list[tuple[Value, ...]] = [
+        (name, task, compared.estimate, Estimate(compared.p_value), compared.verdict)
+        for (name, task), compared in _compared(found, runner.experiment.reference, TASKS).items()
+    ]
     return DataTable(
         key="differences",
         title=f"Differences from {runner.experiment.reference}, by task",
-        about=f"Points of accuracy, paired by row; p-values are corrected for the comparisons of one task. {RULE}",
+        about=f"Points of accuracy, paired by row; p-values are corrected for all comparisons of this table. {RULE}",
         setting=setting_of(runner),
         columns=(
             Column("model"),

@@ -8,7 +8,7 @@ from m3el_hf.evaluation.examples import errors
 from m3el_hf.evaluation.measure import CONTROL_NOTE
 from m3el_hf.evaluation.outcomes import Evaluation, Mask
 from m3el_hf.evaluation.report import Column, DataTable, Estimate, Report, Setting, Value
-from m3el_hf.evaluation.report.contents import accuracy
+from m3el_hf.evaluation.report.contents import accuracy, mean_accuracy
 from m3el_hf.experiments.comparisons import Seeds
 from m3el_hf.experiments.runner import Runner
 from m3el_hf.tasks import TOPICS
@@ -36,19 +36,27 @@ def report_of(
         if len(seeds) > 1
         else "Each model was trained with one seed: what another would do is not known, and no difference is sure."
     )
+    used = {"train": "trained on", "validation": "chosen on"}.get(runner.options.split)
+    flattered = [f"Weights were {used} the rows that are measured: these figures flatter them."] if used else []
     return Report(
         title=experiment.title,
         question=experiment.question,
         answers=tuple(answers),
         tables=tuple(tables),
         examples=tuple(examples),
-        notes=(*notes, CONTROL_NOTE, about_seeds),
+        notes=(*notes, *flattered, CONTROL_NOTE, about_seeds),
         provenance=runner.provenance,
     )
 
 
-def setting_of(runner: Runner, protocol: str = "candidate set, as released") -> Setting:
-    """What every figure of an experiment carries."""
+def setting_of(runner: Runner, protocol: str | None = None) -> Setting:
+    """What every figure of an experiment carries.
+
+    Args:
+        runner: What was measured.
+        protocol: Among what the gold was sought; None for each mention's own candidates.
+    """
+    protocol = f"{protocol or runner.baselines().protocol}, {runner.source.protocol}"
     split = runner.options.split + (", split by row" if runner.experiment.split_by_row else "")
     return Setting(split, protocol, "expected rank", ", ".join(map(str, runner.options.seeds)))
 
@@ -68,18 +76,20 @@ def needed(found: Seeds | None) -> Seeds:
 
 
 def baseline_columns() -> list[Column]:
-    """A column for each baseline, on the task on which it does most."""
-    return [Column(f"{system}, {task}", "%") for task, systems in STRONGEST_ON.items() for system in systems]
+    """Chance over all tasks, and a column for each other baseline, on the task on which it does most."""
+    strong = [Column(f"{system}, {task}", "%") for task, systems in STRONGEST_ON.items() for system in systems]
+    return [Column("chance", "%"), *strong]
 
 
 def baseline_cells(baselines: Evaluation, where: Mask | None = None) -> list[Value]:
     """The figures of `baseline_columns`."""
-    return [accuracy(baselines, one, task, where) for task, systems in STRONGEST_ON.items() for one in systems]
+    strong = [accuracy(baselines, one, task, where) for task, systems in STRONGEST_ON.items() for one in systems]
+    return [mean_accuracy(baselines, "chance", where), *strong]
 
 
 def topics_of(runner: Runner) -> list[str]:
     """The topics that measured rows have, M³EL's first, in its order."""
-    known = set(runner.source.rows["topic"])
+    known = {topic for topic in runner.source.rows["topic"] if topic is not None}
     return [topic for topic in TOPICS if topic in known] + sorted(known - {*TOPICS})
 
 

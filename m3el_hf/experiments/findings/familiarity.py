@@ -52,7 +52,7 @@ def report_familiarity(runner: Runner) -> Report:
             evaluations,
             f"entities that more than {middle:g} training rows list",
             rows > middle,
-            "those that fewer list",
+            "those that as many or fewer list",
             rows <= middle,
         ),
     ]
@@ -81,7 +81,6 @@ def _table(runner: Runner, key: str, title: str, buckets: Sequence[tuple[str, Ma
         ),
         rows=tuple(rows),
         chart="bars",
-        chance=baselines.mean("chance"),
     )
 
 

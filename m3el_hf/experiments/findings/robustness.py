@@ -14,7 +14,7 @@ from m3el_hf.experiments.findings.common import (
     report_of,
     setting_of,
 )
-from m3el_hf.experiments.runner import PLAIN, Look, Runner
+from m3el_hf.experiments.runner import DRAWN_WITH, PLAIN, Look, Runner
 
 WORST = 6
 """Conditions that the answers name."""
@@ -35,7 +35,8 @@ def report_conditions(runner: Runner) -> Report:
         answers.append(f"More than noise too: {', '.join(worst[WORST:])}.")
     if noise:
         answers.append(f"Within noise: {', '.join(noise)}.")
-    return report_of(runner, answers, (_changes(runner, changes), _figures(runner), _meanings(runner)))
+    tables = (_changes(runner, changes), _figures(runner), _meanings(runner))
+    return report_of(runner, answers, tables, [f"What a condition draws is drawn once, with the seed {DRAWN_WITH}."])
 
 
 def _changes(runner: Runner, changes: dict[str, Comparison]) -> DataTable:

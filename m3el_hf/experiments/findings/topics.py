@@ -7,7 +7,6 @@ import numpy as np
 from m3el_hf.evaluation.measure import CONTROL, MODEL
 from m3el_hf.evaluation.outcomes import Evaluation
 from m3el_hf.evaluation.report import Column, DataTable, Report, Value
-from m3el_hf.evaluation.report.contents import accuracy
 from m3el_hf.experiments.comparisons import RULE, Seeds, compare, percent
 from m3el_hf.experiments.config import Arm
 from m3el_hf.experiments.findings.common import (
@@ -26,32 +25,48 @@ def report_topics(runner: Runner) -> Report:
     """Shows every arm, which is trained on one topic, on each topic."""
     topics, baselines = topics_of(runner), runner.baselines()
     rows: list[tuple[Value, ...]] = []
+    controls: list[tuple[Value, ...]] = []
     home: list[float] = []
     away: list[float] = []
     for arm in runner.experiment.arms:
         evaluations = runner.evaluations(arm)
         cells = [estimate_of(evaluations, MODEL, where=on_topic(baselines, topic)) for topic in topics]
         rows.append((arm.name, *cells))
+        blind = (estimate_of(evaluations, CONTROL, where=on_topic(baselines, topic)) for topic in topics)
+        controls.append((arm.name, *blind))
         for topic, cell in zip(topics, cells, strict=True):
             if cell is not None:
                 (home if topic in (arm.topics or topics) else away).append(cell.value)
-    rows.append(("BM25 (t2t)", *(accuracy(baselines, "BM25", "t2t", on_topic(baselines, topic)) for topic in topics)))
-    answer = (
-        f"On the topic that it was trained on a model reaches {100 * np.mean(home):.1f} %, on the others "
-        f"{100 * np.mean(away):.1f} %: means of {len(home)} and {len(away)} cells of the matrix, each with its own "
-        "interval there."
-    )
-    table = DataTable(
+    by_topic = zip(*(baseline_cells(baselines, on_topic(baselines, topic)) for topic in topics), strict=True)
+    others = [(column.name, *cells) for column, cells in zip(baseline_columns(), by_topic, strict=True)]
+    answers = ["No model is measured both on a topic that it was trained on and on another."]
+    if home and away:
+        answers = [
+            f"On the topic that it was trained on a model reaches {100 * np.mean(home):.1f} %, on the others "
+            f"{100 * np.mean(away):.1f} %: means of {len(home)} and {len(away)} cells of the matrix, each with its own "
+            "interval there."
+        ]
+    columns = (Column("trained on"), *(Column(topic, "%") for topic in topics))
+    matrix = DataTable(
         key="topics",
         title="Trained on a row's topic, tested on a column's",
-        about="Mean accuracy over the tasks in %, the mean over seeds.",
+        about="Mean accuracy over the tasks in %, the mean over seeds; last chance, and baselines on one task each.",
         setting=setting_of(runner),
-        columns=(Column("trained on"), *(Column(topic, "%") for topic in topics)),
-        rows=tuple(rows),
+        columns=columns,
+        rows=(*rows, *others),
         chart="heatmap",
-        summary_rows=1,
+        summary_rows=len(others),
     )
-    return report_of(runner, [answer], [table])
+    control = DataTable(
+        key="control",
+        title="The same models blind to mentions",
+        about="Mean accuracy over the tasks in %, the mean over seeds, of each model's mention-blind control.",
+        setting=setting_of(runner),
+        columns=columns,
+        rows=tuple(controls),
+        chart="heatmap",
+    )
+    return report_of(runner, answers, [matrix, control])
 
 
 def report_transfer(runner: Runner) -> Report:
@@ -87,19 +102,19 @@ def _held_out(runner: Runner, full: list[Evaluation]) -> tuple[DataTable, list[s
     answers = []
     for (arm, topic, mine, theirs), one in zip(pairs, compared, strict=True):
         control = estimate_of(runner.evaluations(arm), CONTROL, where=on_topic(full[0], topic))
-        rows.append((topic, theirs.estimate, mine.estimate, control, one.estimate, one.verdict))
+        others = baseline_cells(runner.baselines(), on_topic(full[0], topic))
+        rows.append((topic, theirs.estimate, mine.estimate, control, one.estimate, one.verdict, *others))
         answers.append(f"On {topic}, the accuracy of a model that was not trained on it {one.said}.")
     columns = [Column("trained on it", "%"), Column("not trained on it", "%", is_strong=True), Column(CONTROL, "%")]
     table = DataTable(
         key="held-out-topics",
         title="Topics that training has not seen",
-        about=f"Mean accuracy over the tasks in %, the mean over seeds. {RULE}",
+        about=f"Mean accuracy over the tasks in %, the mean over seeds; baselines on one task each. {RULE}",
         setting=setting_of(runner),
-        columns=(Column("topic"), *columns, Column("difference", "points"), Column("verdict")),
+        columns=(Column("topic"), *columns, Column("difference", "points"), Column("verdict"), *baseline_columns()),
         rows=tuple(rows),
         tags=tuple({"topic": str(row[0])} for row in rows),
         chart="bars",
-        chance=full[0].mean("chance") if "chance" in full[0].systems else None,
     )
     return table, answers
 

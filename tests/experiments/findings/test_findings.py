@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,12 @@ import numpy as np
 import pytest
 
 from m3el_hf import TASKS
-from m3el_hf.evaluation.ranking import sampled_hits
+from m3el_hf.data.manifest import Manifest
+from m3el_hf.evaluation.ranking import paired_difference, sampled_hits
 from m3el_hf.evaluation.report import DataTable, Estimate, Report
+from m3el_hf.experiments.comparisons import RESAMPLES, Seeds, holm
 from m3el_hf.experiments.findings import REPORTS, run_experiment
+from m3el_hf.experiments.findings.common import setting_of
 from m3el_hf.experiments.runner import Look, Runner
 from tests.experiments.conftest import ARMS
 
@@ -69,7 +74,14 @@ def test_arms_stand_beside_the_reference_and_the_baselines(done):
     assert by_task["names"]["i2t"].value == pytest.approx(
         np.mean([one.figures("model", "i2t")["accuracy"] for one in found["names"]])
     )
-    assert len(table_of(report, "differences").rows) == len(TASKS)
+    differences = table_of(report, "differences").rows
+    assert len(differences) == len(TASKS)
+    golds, pair = runner.baselines().facts["gold"], (found["names"], found["whole"])
+    raw = [
+        paired_difference(*(Seeds.of(one, "model", task).values.mean(0) for one in pair), golds, resamples=RESAMPLES)
+        for task in TASKS
+    ]
+    assert [row[3].value for row in differences] == holm([one.p_value for one in raw])  # of all tasks together
     assert report.answers[0].startswith("whole: ") and report.answers[1].startswith("names ")
     assert {example.system for example in report.examples} == {"model"}
 
@@ -77,7 +89,7 @@ def test_arms_stand_beside_the_reference_and_the_baselines(done):
 def test_every_figure_carries_what_it_is_of(done):
     runner, report = done(ARMS)
     for table in report.tables:
-        assert table.setting.line() == "test · candidate set, as released · ties: expected rank · seed 0, 1"
+        assert table.setting.line() == "test · candidate set of 3, as released · ties: expected rank · seed 0, 1"
     assert report.provenance["versions"]["torch"] and report.provenance["data"].startswith("m3el, revision ")
     assert report.provenance["settings of names"] == "template N"
     estimates = [value for table in report.tables for row in table.rows for value in row if isinstance(value, Estimate)]
@@ -85,10 +97,24 @@ def test_every_figure_carries_what_it_is_of(done):
     assert json.loads(report.to_json())["tables"][0]["key"] == "means"
 
 
+def test_data_without_leaks_are_not_said_to_be_as_released(runner, shared, store, tmp_path):
+    deleaked = tmp_path / "deleaked"
+    shutil.copytree(store, deleaked)
+    replace(Manifest.load(store), protocol="deleaked").save(deleaked)
+    one = runner(ARMS, shared, data=str(deleaked))
+    assert setting_of(one, "encoded entities").protocol == "encoded entities, deleaked"
+
+
 def test_one_seed_is_said_to_be_one(done):
     _, report = done(ARMS, seeds=(0,))
     assert any("trained with one seed" in note for note in report.notes)
     assert cells(table_of(report, "means"))["whole"]["mean"].deviation is None
+
+
+def test_rows_that_chose_the_weights_are_said_to_flatter_them(done):
+    notes = {split: done(ARMS, seeds=(0,), split=split)[1].notes for split in ("validation", "test")}
+    assert any("chosen on the rows that are measured" in note for note in notes["validation"])
+    assert not any("flatter" in note for note in notes["test"])
 
 
 def test_topics_make_a_matrix(done):
@@ -101,13 +127,24 @@ def test_topics_make_a_matrix(done):
     assert matrix["books"]["person"].value == pytest.approx(evaluation.mean("model", where=where))
     assert matrix["books"]["person"].n == where.sum()
     assert "means of 2 and 8 cells" in report.answers[0]
+    baselines = runner.baselines()
+    assert matrix["chance"]["person"].value == pytest.approx(baselines.mean("chance", where=where))
+    assert matrix["image hash, i2i"]["person"].value == baselines.figures("image hash", "i2i", where)["accuracy"]
+    control = cells(table_of(report, "control"))
+    assert control["books"]["person"].value == pytest.approx(evaluation.mean("mention-blind control", where=where))
+
+
+def test_a_matrix_of_models_that_know_every_topic_has_no_others(done):
+    _, report = done(ARMS.replace("kind: arms", "kind: topics"), seeds=(0,))
+    assert report.answers == ("No model is measured both on a topic that it was trained on and on another.",)
 
 
 def test_what_training_lacked_is_measured_apart(done, store):
     text = ARMS.replace("kind: arms", "kind: transfer")
     text = text.replace("names: {template: N}", "without person: {topics: [movies, common, books, sports]}")
     runner, report = done(text, seeds=(0,), other_data=str(store))
-    [[topic, full, without, control, difference, verdict]] = table_of(report, "held-out-topics").rows
+    [[topic, full, without, control, difference, verdict, chance, *_]] = table_of(report, "held-out-topics").rows
+    assert chance.value == pytest.approx(1 / 3)
     [evaluation] = runner.evaluations(runner.experiment.arm("without person"))
     where = evaluation.facts["topic"] == "person"
     assert (topic, without.n) == ("person", where.sum())
@@ -116,6 +153,8 @@ def test_what_training_lacked_is_measured_apart(done, store):
     assert verdict in ("within noise", "higher", "lower") and control is not None
     other = table_of(report, "other-set").rows  # the same data once more: the same figures
     assert other[0][1] == other[1][1]
+    [away] = runner.evaluations(runner.experiment.arm("whole"), Look(on_other=True))
+    assert set(away.facts["seen"]) == {""}  # what the other data trains on, the model has not seen
     _, alone = done(text, seeds=(0,))
     assert "pass one with --other-data" in alone.answers[-1]
 
@@ -147,6 +186,7 @@ def test_conditions_are_compared_with_rows_as_they_are(done):
     assert changed.figures("model", "i2i")["accuracy"] == pytest.approx(1 / 3)  # of which nothing is shown
     figures = cells(table_of(report, "conditions"))
     assert list(figures) == ["as it is", "mention-without-picture", "distractors-at-random"]
+    assert "What a condition draws is drawn once, with the seed 0." in report.notes
     assert figures["distractors-at-random"]["string match, t2t"].value > figures["as it is"]["string match, t2t"].value
 
 
