@@ -17,13 +17,16 @@ from m3el_hf.errors import M3ELError
 from m3el_hf.evaluation.baselines import baselines
 from m3el_hf.evaluation.examples import errors
 from m3el_hf.evaluation.knowledge_base import Nil, evaluate_knowledge_base
-from m3el_hf.evaluation.measure import CONTROL_NOTE, beside, measure
+from m3el_hf.evaluation.measure import CONTROL, CONTROL_NOTE, beside, measure
 from m3el_hf.evaluation.outcomes import Evaluation
 from m3el_hf.evaluation.report import Report, Setting, software
 from m3el_hf.evaluation.report.contents import evaluation_report
 from m3el_hf.evaluation.systems import ModelSystem
 from m3el_hf.sources import fetch_built, load_built, load_model, public_name
 from m3el_hf.tasks import TASKS, get_task
+
+PLAIN_NAMES = ("best", "last", "model")
+"""Names of folders that say nothing of the model in them."""
 
 Against = Literal["candidates", "knowledge-base"]
 
@@ -39,8 +42,9 @@ class EvaluationOptions:
         tasks: Names of tasks; None for all nine among candidates, and ``it2it`` in a knowledge base.
         against: Among each mention's own candidates, or all entities of the dataset; None for candidates where there
             are some.
-        nil: As `evaluate_knowledge_base` has it, and so is the next.
-        nil_score: The score of NIL.
+        nil: As `evaluate_knowledge_base` has it.
+        nil_score: The score of NIL for the models and the control; baselines, whose scores are of other scales, never
+            answer NIL.
         output: The folder for the report and all counts.
         cache_dir: Where encoded entities are kept for the next time; None to keep none.
     """
@@ -71,6 +75,8 @@ def run_evaluation(options: EvaluationOptions) -> Report | None:
         raise M3ELError(f"mentions in {options.data} have no candidates of their own: measure against knowledge-base")
     if against == "candidates" and (options.nil != "drop" or options.nil_score is not None):
         raise M3ELError("nil and nil_score are for a knowledge base: measure against knowledge-base, or leave them out")
+    if (options.nil == "entity") != (options.nil_score is not None):
+        raise M3ELError("NIL has a score just where it is an entity: pass --nil entity and --nil-score together")
     tasks = [get_task(name) for name in options.tasks or (TASKS if against == "candidates" else ("it2it",))]
     data = load_built(options.data, "all" if manifest.kind == "candidates" else "mentions")
     if options.split not in data:
@@ -84,7 +90,9 @@ def run_evaluation(options: EvaluationOptions) -> Report | None:
     else:
         entities = load_built(options.data, "entities")["train"]
         systems = beside(models, rows, baselines(_texts_of(entities)), accelerator)
-        nil: dict[str, Any] = {"nil": options.nil, "nil_score": options.nil_score}
+        nil: dict[str, Any] = {"nil": options.nil}
+        if options.nil_score is not None:
+            nil["nil_scores"] = dict.fromkeys([*(model.name for model in models), CONTROL], options.nil_score)
         evaluation = evaluate_knowledge_base(systems, rows, entities, tasks, **nil, **common, progress=True)
     if accelerator is not None and not accelerator.is_main_process:
         return None
@@ -96,18 +104,29 @@ def run_evaluation(options: EvaluationOptions) -> Report | None:
 
 def _load(sources: Sequence[str], accelerator: Accelerator | None) -> list[ModelSystem]:
     systems = []
-    for source in sources:
+    for source, name in zip(sources, _names(sources), strict=True):
         model, processor = load_model(source)
         if accelerator is not None:
             model.to(accelerator.device)
-        systems.append(ModelSystem(public_name(source) if len(sources) > 1 else "model", model, processor))
+        systems.append(ModelSystem(name, model, processor))
     return systems
+
+
+def _names(sources: Sequence[str]) -> list[str]:
+    """What models are called: a Hub id, or as much of a folder's path as tells them apart and says something."""
+    parts = [Path(source).resolve().parts if Path(source).is_dir() else (source,) for source in sources]
+    least = 1
+    while any(len(own) > least and own[-least] in PLAIN_NAMES for own in parts) or (
+        len({own[-least:] for own in parts}) < len({*parts})
+    ):
+        least += 1
+    return ["/".join(own[-least:]) for own in parts]
 
 
 def _report(
     options: EvaluationOptions, manifest: Manifest, evaluation: Evaluation, model: ModelSystem, rows: Dataset | None
 ) -> Report:
-    names = ", ".join(map(public_name, options.models))
+    names = ", ".join(_names(options.models))
     return evaluation_report(
         f"{names} on {public_name(options.data)}, {options.split}",
         evaluation,

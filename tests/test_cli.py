@@ -83,7 +83,7 @@ def test_build_reports_what_it_left_out(tmp_path, capsys):
         (["evaluate", "{model}", "--data", "{store}", "--split", "dev"], "no split 'dev'"),
         (["evaluate", "{tmp}/nothing", "--data", "{store}"], "no such folder"),
         (["evaluate", "{model}", "--data", "{store}", "--tasks", "t2x"], "unknown task 't2x'"),
-        (["evaluate", "{model}", "--data", "{store}", "--against", "knowledge-base", "--nil", "entity"], "nil_score"),
+        (["evaluate", "{model}", "--data", "{store}", "--against", "knowledge-base", "--nil", "entity"], "--nil-score"),
         (["experiment", "ablation"], "no experiment 'ablation': choose one of ablation-heads"),
         (["experiment", "scale", "--data", "{tmp}/nothing"], "no such folder"),
         (["link", "--model", "{model}", "--knowledge-base", "{store}"], "nothing to link"),

@@ -24,7 +24,7 @@ def test_everything_is_measured_and_written(store: Path, tmp_path):
     named = [column.name for column in accuracy.columns]
     strings = ["string match", "character match", "BM25"]
     assert named == ["task", "chance", *strings, "image hash", BEFORE, AFTER, CONTROL, "n"]
-    assert len(accuracy.rows) == 10
+    assert len(accuracy.rows) == 11
     assert all(row[1].value == pytest.approx(1 / 3) for row in accuracy.rows)
     for task in ("t2t", "it2it", "mean", "linked:", "gold"):
         assert task in printed
@@ -45,7 +45,8 @@ def test_a_set_without_pictures_says_so(tmp_path):
     (release / "README.md").write_text("# a release may have one")
     report, printed = run(data_dir=release, output=tmp_path / "out", minutes=0.2)
     counts = {row[0]: row[-1] for row in report.tables[0].rows}
-    assert counts.pop("t2t") > 0 and counts.pop("mean") is None and set(counts.values()) == {0}
+    means = [counts.pop(name) for name in ("mean (macro)", "pooled (micro)")]
+    assert counts.pop("t2t") > 0 and means == [None, None] and set(counts.values()) == {0}
     (coverage,) = (table for table in report.tables if table.key == "coverage")
     assert "no mention picture" in [column.name for column in coverage.columns]
     assert "linked: Name" in printed

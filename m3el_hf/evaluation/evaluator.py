@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,6 +64,8 @@ def evaluate(
         M3ELError: If there are no rows, two have the same id, an answer is not the place of its gold, two systems
             have the same name, or a score is NaN or +inf.
     """
+    if isinstance(rows, Mapping):
+        raise M3ELError(f"rows of one split are measured: pass one of {', '.join(rows)}")
     share = Share(accelerator)
     asked = _Asked(undecoded(rows) if isinstance(rows, Dataset) else rows, tasks, change)
     check_names(systems)
@@ -220,7 +222,7 @@ class _Measuring:
         mine = share.mine(ahead)
         is_quiet = not (progress and share.is_main)
         found = []
-        with tqdm(total=len(mine) + len(batches), desc="evaluating", unit=" parts", disable=is_quiet) as bar:
+        with tqdm(total=len(mine) + len(batches), desc="evaluating", unit=" batches", disable=is_quiet) as bar:
             for system, name, number in mine:
                 self.chunks.encoded(system, name, number)
                 bar.update()
@@ -271,7 +273,7 @@ class _Measuring:
             for here in np.split(inside, np.flatnonzero(np.diff(groups)) + 1):
                 start = row[here[0]] // GROUP_SIZE * GROUP_SIZE
                 wanted, column = np.unique(own[here] % CHUNK, return_inverse=True)
-                found = system.score(mentions[start : start + GROUP_SIZE], encoded[wanted], able)
+                found = scored(system, mentions[start : start + GROUP_SIZE], encoded[wanted], able)
                 scores[:, row[here], place[here]] = found[:, row[here] - start, column]
         return scores, mask
 

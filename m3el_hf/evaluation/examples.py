@@ -34,8 +34,8 @@ def errors(evaluation: Evaluation, system: System, rows: Dataset | Sequence[Row]
     """
     rows = undecoded(rows) if isinstance(rows, Dataset) else rows
     wanted = {
-        task: _spread(evaluation, outcome.rows[outcome.greater > 0])[:each]
-        for task, outcome in evaluation.outcomes[system.name].items()
+        task: _spread(evaluation, outcome.rows[outcome.greater > 0], number * each)[:each]
+        for number, (task, outcome) in enumerate(evaluation.outcomes[system.name].items())
     }
     numbers = sorted({number for some in wanted.values() for number in some})
     chosen = {number: rows[number] for number in numbers}
@@ -81,10 +81,11 @@ def example(row: Row, task: str, system: str, scores: Scores) -> Example:
     )
 
 
-def _spread(evaluation: Evaluation, rows: Any) -> list[int]:
-    """Rows in an order in which topics take turns."""
+def _spread(evaluation: Evaluation, rows: Any, first: int) -> list[int]:
+    """Rows in an order in which topics take turns, from the ``first``-th on."""
     topics = evaluation.facts["topic"][rows]
-    turns = zip_longest(*(rows[topics == topic].tolist() for topic in np.unique(topics)))
+    names = np.roll(np.unique(evaluation.facts["topic"]), -first)
+    turns = zip_longest(*(rows[topics == topic].tolist() for topic in names))
     return [row for turn in turns for row in turn if row is not None]
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -24,7 +24,7 @@ from m3el_hf.data.collator import EntityRow
 from m3el_hf.data.schema import MENTION_FEATURES, NIL
 from m3el_hf.errors import M3ELError
 from m3el_hf.evaluation.chunks import CHUNK, Chunks, EncodedStore
-from m3el_hf.evaluation.evaluator import FACTS, Counted, able_of, check_names, check_scores, joined
+from m3el_hf.evaluation.evaluator import FACTS, Counted, able_of, check_names, check_scores, joined, scored
 from m3el_hf.evaluation.facts import Familiar, row_facts
 from m3el_hf.evaluation.outcomes import Evaluation, Outcome
 from m3el_hf.evaluation.sharing import Share
@@ -53,7 +53,7 @@ def evaluate_knowledge_base(
     tasks: Sequence[Task] = (get_task("it2it"),),
     *,
     nil: Nil = "drop",
-    nil_score: float | None = None,
+    nil_scores: Mapping[str, float] | None = None,
     training: Dataset | None = None,
     cache_dir: Path | None = None,
     accelerator: Accelerator | None = None,
@@ -72,7 +72,8 @@ def evaluate_knowledge_base(
         tasks: The tasks.
         nil: What becomes of rows whose answer is `NIL`: ``"drop"`` leaves them out, ``"miss"`` counts them as wrong,
             and ``"entity"`` makes NIL one more candidate of every row.
-        nil_score: Its score, with ``"entity"``: a threshold that was chosen on other rows. None else.
+        nil_scores: Its score by a system's name, with ``"entity"``: a threshold on the scale of that system, chosen on
+            other rows. A system that has none here scores it -inf, and so never answers NIL. None else.
         training: As in `m3el_hf.evaluation.evaluator.evaluate`, and so are the others.
         cache_dir: Where encoded entities are kept for the next time; None to keep none.
         accelerator: Of several processes, which share ``cache_dir``, or their temporary folder.
@@ -80,14 +81,15 @@ def evaluate_knowledge_base(
 
     Raises:
         M3ELError: If there are no rows or no entities, an entity stands twice, two rows have the same id, two systems
-            the same name, ``nil`` is no choice or ``nil_score`` does not go with it, or a score is NaN or +inf.
+            the same name, ``nil`` is no choice or ``nil_scores`` do not go with it, or a score is NaN or +inf.
     """
     if nil not in get_args(Nil):
         raise M3ELError(f"nil cannot be {nil!r}: choose {', '.join(get_args(Nil))}")
-    if nil_score is not None and (math.isnan(nil_score) or nil_score == math.inf):
-        raise M3ELError(f"NIL has the score {nil_score}, which has no rank: pass a number as nil_score")
-    if (nil == "entity") != (nil_score is not None):
-        raise M3ELError("NIL has a score just where it is an entity: pass nil_score with nil='entity', and only there")
+    for name, score in (nil_scores or {}).items():
+        if math.isnan(score) or score == math.inf or name not in [system.name for system in systems]:
+            raise M3ELError(f"NIL cannot have the score {score} for {name}: pass a number for each of some systems")
+    if (nil == "entity") != bool(nil_scores):
+        raise M3ELError("NIL has a score just where it is an entity: pass nil_scores with nil='entity', and only there")
     if not len(rows):
         raise M3ELError("no rows to evaluate: choose a split that has some")
     check_names(systems)
@@ -95,7 +97,7 @@ def evaluate_knowledge_base(
     rows = rows.select_columns([name for name in MENTION_FEATURES if name in rows.column_names])
     rows = rows.cast_column("mention_image", Image(decode=False))
     base = _Base(entities)
-    asked = _Mentions(rows, base, tasks, nil, nil_score)
+    asked = _Mentions(rows, base, tasks, nil, nil_scores)
     with share.folder(cache_dir) as folder:
         chunks = Chunks(base.read, base.chunk_count, EncodedStore(folder))
         found = _Ranking(able_of(systems, tasks), asked, base, chunks, share, progress).run()
@@ -182,8 +184,10 @@ def _shown(table: pa.Table) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
 class _Mentions:
     """The rows, where their golds stand, and the tasks that each counts for."""
 
-    def __init__(self, rows: Dataset, base: _Base, tasks: Sequence[Task], nil: Nil, nil_score: float | None) -> None:
-        self.rows, self.tasks, self.nil_score = rows, tasks, nil_score
+    def __init__(
+        self, rows: Dataset, base: _Base, tasks: Sequence[Task], nil: Nil, nil_scores: Mapping[str, float] | None
+    ) -> None:
+        self.rows, self.tasks, self.nil_scores = rows, tasks, nil_scores
         answers = list(rows["answer_qid"])
         self.ids = np.array(rows["id"])
         self.golds = base.places(answers)
@@ -247,7 +251,7 @@ class _Ranking:
         rounds = [blocks[start : start + MENTIONS // BLOCK] for start in range(0, len(blocks), MENTIONS // BLOCK)]
         total = len(ahead) + len(rounds) * len(self.systems) * 2 * len(self.chunks)
         is_quiet = not (self.progress and self.share.is_main)
-        with tqdm(total=total, desc="ranking", unit=" parts", disable=is_quiet) as self.bar:
+        with tqdm(total=total, desc="ranking", unit=" batches", disable=is_quiet) as self.bar:
             for system, name, number in ahead:
                 self.chunks.encoded(system, name, number)
                 self.bar.update()
@@ -278,7 +282,7 @@ class _Ranking:
                     tally.golds[:, inside] = scores[:, inside, places]
             self.bar.update()
         for tally in tallies:
-            self._add_beyond_chunks(tally)
+            self._add_beyond_chunks(system, tally)
         for number in self._numbers:
             for block, tally in zip(blocks, tallies, strict=True):
                 tally.add(self._scores(system, fingerprint, tally, tasks, block, number))
@@ -288,17 +292,17 @@ class _Ranking:
     def _begin(self, system: System, tasks: Sequence[Task], block: NDArray[np.int64]) -> _Tally:
         golds = np.full((len(tasks), len(block)), np.nan)
         golds[:, self.asked.golds[block] != ABSENT] = -np.inf  # until its chunk says more
-        if self.asked.nil_score is not None:
-            golds[:, self.asked.is_nil[block]] = self.asked.nil_score
+        if self.asked.nil_scores is not None:
+            golds[:, self.asked.is_nil[block]] = self.asked.nil_scores.get(system.name, -np.inf)
         greater, equal = np.zeros(golds.shape, np.int64), np.zeros(golds.shape, np.int64)
         return _Tally(system.encode_mentions(self.asked.read(block)), golds, greater, equal)
 
-    def _add_beyond_chunks(self, tally: _Tally) -> None:
+    def _add_beyond_chunks(self, system: System, tally: _Tally) -> None:
         """Counts the candidates that no system is asked about: entities that show nothing, and NIL."""
         shape = (*tally.golds.shape, 1)
         tally.equal += self.base.blank_count * (tally.golds == -np.inf)
-        if self.asked.nil_score is not None:
-            tally.add(np.full(shape, self.asked.nil_score))
+        if self.asked.nil_scores is not None:
+            tally.add(np.full(shape, self.asked.nil_scores.get(system.name, -np.inf)))
 
     def _scores(
         self,
@@ -312,7 +316,7 @@ class _Ranking:
         """Scores ``[T, B, N]`` against a chunk; -inf for entities that show nothing of a task."""
         members = self.base.members(number)
         shown = np.array([self.base.shows(members, task) for task in tasks])[:, None]
-        scores = system.score(tally.mentions, self.chunks.encoded(system, fingerprint, number), tasks)
+        scores = scored(system, tally.mentions, self.chunks.encoded(system, fingerprint, number), tasks)
         scores = np.where(shown, scores, -np.inf)
         for task, of_task in zip(tasks, scores, strict=True):
             counting = np.broadcast_to(self.asked.counts[task.name][block][:, None], of_task.shape)
@@ -320,7 +324,7 @@ class _Ranking:
         return scores
 
     def _counted(self, system: System, tasks: Sequence[Task], block: NDArray[np.int64], tally: _Tally) -> Counted:
-        candidates = len(self.base) + (self.asked.nil_score is not None)
+        candidates = len(self.base) + (self.asked.nil_scores is not None)
         counted: Counted = {}
         for number, task in enumerate(tasks):
             counts = self.asked.counts[task.name][block]

@@ -27,7 +27,7 @@ CONTROL_NOTE = (
 
 
 def measure(
-    models: Sequence[ModelSystem],
+    models: Sequence[System],
     rows: Dataset,
     tasks: Sequence[Task] = tuple(TASKS.values()),
     *,
@@ -36,7 +36,7 @@ def measure(
     accelerator: Accelerator | None = None,
     progress: bool = False,
 ) -> Evaluation:
-    """Measures the baselines, the models, and the last model's mention-blind control as `CONTROL`.
+    """Measures the baselines, the systems given, and, if the last is a model, its mention-blind control as `CONTROL`.
 
     The arguments are those of `m3el_hf.evaluation.evaluator.evaluate`.
 
@@ -63,10 +63,13 @@ def with_near_same(evaluation: Evaluation, rows: Dataset) -> Evaluation:
 
 
 def beside(
-    models: Sequence[ModelSystem], rows: Dataset, others: Sequence[System], accelerator: Accelerator | None = None
+    models: Sequence[System], rows: Dataset, others: Sequence[System], accelerator: Accelerator | None = None
 ) -> list[System]:
-    """Returns the baselines, the models and the last model's control, in the order of the tables."""
-    return [*others, *models, MentionBlind(CONTROL, models[-1], average_mention(models[-1], rows, accelerator))]
+    """Returns the baselines, the systems and, if the last is a model, its control, in the order of the tables."""
+    systems = [*others, *models]
+    if isinstance(models[-1], ModelSystem):
+        systems.append(MentionBlind(CONTROL, models[-1], average_mention(models[-1], rows, accelerator)))
+    return systems
 
 
 def described(rows: Dataset) -> Iterator[EntityRow]:

@@ -161,6 +161,11 @@ class Evaluation:
 
     def _part(self, system: str, task: str, where: Mask | None) -> Outcome | None:
         """The outcome of some rows, or None where there are none."""
+        if system not in self.outcomes or task not in self.missing:
+            raise M3ELError(
+                f"{system} was not measured on {task}: there are the systems {', '.join(self.outcomes)} and the tasks "
+                f"{', '.join(self.missing)}"
+            )
         outcome = self.outcomes[system].get(task)
         if outcome is None:
             return None
@@ -184,6 +189,7 @@ class Evaluation:
             "missing": self.missing,
         }
         table = pa.concat_tables([schema.empty_table(), *parts])
+        folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / OUTCOMES).unlink(missing_ok=True)
         pq.write_table(pa.table({name: values.tolist() for name, values in self.facts.items()}), folder / ROWS)

@@ -200,6 +200,28 @@ def bootstrap_interval(
     return float(low), float(high)
 
 
+def share_interval(values: ArrayLike, groups: ArrayLike | None = None, *, seed: int = 0) -> tuple[float, float]:
+    """Returns the 95 % interval of a share, the mean of ``values`` ``[n]`` between 0 and 1.
+
+    It is `bootstrap_interval`, but where all values are 0, or all 1: of these every draw is alike, as if nothing else
+    were possible. There it is the exact interval of a binomial share of as many draws as there are groups (Clopper and
+    Pearson, "The use of confidence or fiducial limits illustrated in the case of the binomial", 1934).
+
+    Raises:
+        M3ELError: As `bootstrap_interval` does.
+
+    Example:
+        >>> [round(end, 3) for end in share_interval([1, 1, 1, 1, 1, 1])]
+        [0.541, 1.0]
+    """
+    array = _values(values)
+    if array.min() < array.max() or array[0] not in (0, 1):
+        return bootstrap_interval(array, groups, seed=seed)
+    count = len(array) if groups is None else len(_labels(groups, len(array))[0])
+    least = 0.025 ** (1 / count)
+    return (least, 1.0) if array[0] else (0.0, 1 - least)
+
+
 def bootstrap_means(
     values: ArrayLike, groups: ArrayLike | None = None, *, seed: int = 0, resamples: int = 1000
 ) -> Array:
@@ -276,6 +298,22 @@ def paired_difference(
     return Difference(float(differences.mean()), low, high, (1 + as_large) / (1 + resamples), len(differences))
 
 
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Returns p-values corrected for their number.
+
+    This is Holm's correction ("A simple sequentially rejective multiple test procedure", 1979).
+
+    Example:
+        >>> holm([0.01, 0.04, 0.03])
+        [0.03, 0.06, 0.06]
+    """
+    order = np.argsort(p_values)
+    factors = np.arange(len(p_values), 0, -1)
+    corrected = np.empty(len(p_values))
+    corrected[order] = np.minimum(1.0, np.maximum.accumulate(np.asarray(p_values)[order] * factors))
+    return [float(one) for one in corrected]
+
+
 def group_means(values: ArrayLike, groups: ArrayLike) -> dict[Hashable, float]:
     """Returns the mean of ``values`` ``[n]`` in each group, by its label, sorted; ``groups`` ``[n]`` are the labels.
 
@@ -329,7 +367,7 @@ def summarise(
     if not len(above):
         raise M3ELError("no rows to summarise: evaluate at least one")
     hits = hits_at_k(above, same, 1, ties)
-    low, high = bootstrap_interval(hits, groups, seed=seed)
+    low, high = share_interval(hits, groups, seed=seed)
     found = ranks(above, same, ties)[same > 0]
     return {
         "accuracy": float(hits.mean()),

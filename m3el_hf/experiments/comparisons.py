@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from m3el_hf.errors import M3ELError
 from m3el_hf.evaluation.outcomes import Evaluation, Mask
-from m3el_hf.evaluation.ranking import Difference, bootstrap_interval, bootstrap_means, paired_difference
+from m3el_hf.evaluation.ranking import Difference, bootstrap_means, holm, paired_difference, share_interval
 from m3el_hf.evaluation.report import Estimate
 
 LEVEL = 0.05
@@ -60,7 +60,7 @@ class Seeds:
     @property
     def estimate(self) -> Estimate:
         """The mean over seeds, its interval over rows, and the standard deviation of the seeds' figures."""
-        low, high = bootstrap_interval(self.values.mean(0), self.golds)
+        low, high = share_interval(self.values.mean(0), self.golds)
         deviation = float(self.values.mean(1).std(ddof=1)) if len(self.values) > 1 else None
         return Estimate(float(self.values.mean()), low, high, self.values.shape[1], deviation)
 
@@ -99,17 +99,17 @@ class Comparison:
         """For a sentence that begins with what is compared."""
         low, high = 100 * self.difference.low, 100 * self.difference.high
         p_value = "p < 0.001" if self.p_value < 0.001 else f"p = {self.p_value:.3f}"
-        interval = f"95 % interval {low:+.1f} to {high:+.1f}, {p_value}"
+        interval = f"95 % interval {low:+z.1f} to {high:+z.1f}, {p_value}"
         points = 100 * self.difference.mean
         if self.is_noise:
-            return f"differs by {points:+.1f} points, which is within noise ({interval})"
+            return f"differs by {points:+z.1f} points, which is within noise ({interval})"
         return f"is {abs(points):.1f} points {self.verdict} ({interval})"
 
 
 def compare(pairs: Sequence[tuple[Seeds, Seeds]]) -> list[Comparison]:
     """Compares the first of each pair with the second, on the same rows; all are made together, so all are corrected.
 
-    The correction is Holm's ("A simple sequentially rejective multiple test procedure", 1979).
+    The correction is Holm's.
 
     Raises:
         M3ELError: If the rows of a pair differ.
@@ -123,20 +123,6 @@ def compare(pairs: Sequence[tuple[Seeds, Seeds]]) -> list[Comparison]:
     corrected = holm([one.p_value for one in found])
     agreeing = [len({*np.sign(one.values.mean(1) - other.values.mean(1))}) == 1 for one, other in pairs]
     return [Comparison(*values) for values in zip(found, corrected, agreeing, strict=True)]
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Returns p-values corrected for their number.
-
-    Example:
-        >>> holm([0.01, 0.04, 0.03])
-        [0.03, 0.06, 0.06]
-    """
-    order = np.argsort(p_values)
-    factors = np.arange(len(p_values), 0, -1)
-    corrected = np.empty(len(p_values))
-    corrected[order] = np.minimum(1.0, np.maximum.accumulate(np.asarray(p_values)[order] * factors))
-    return [float(one) for one in corrected]
 
 
 def unpaired(one: Seeds, other: Seeds, resamples: int = RESAMPLES) -> tuple[Estimate, bool]:

@@ -61,6 +61,7 @@ class Experiment:
         arms: The models.
         reference: The arm that the others are compared with, and that is looked at more closely.
         conditions: Names of `m3el_hf.experiments.conditions.CONDITIONS` that the reference is measured under.
+        note: What must be read with its figures; may be empty.
         split_by_row: Whether rows are split anew at random, so that training has met golds of test rows. This measures
             memory of entities; all else keeps the splits of the data.
     """
@@ -73,6 +74,7 @@ class Experiment:
     reference: str
     conditions: tuple[str, ...] = ()
     split_by_row: bool = False
+    note: str = ""
 
     def arm(self, name: str) -> Arm:
         """The arm of a name."""
@@ -103,7 +105,7 @@ def read_experiment(name: str) -> Experiment:
     return _experiment(Path(path.name).stem, read)
 
 
-_KEYS = {"title", "question", "kind", "arms", "reference", "conditions", "split_by_row"}
+_KEYS = {"title", "question", "kind", "arms", "reference", "conditions", "split_by_row", "note"}
 
 
 def _experiment(name: str, read: dict[str, Any]) -> Experiment:
@@ -140,6 +142,7 @@ def _experiment(name: str, read: dict[str, Any]) -> Experiment:
         reference=reference,
         conditions=conditions,
         split_by_row=by_row == "true",
+        note=" ".join(str(read.get("note", "")).split()),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shutil
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -279,6 +280,8 @@ class Runner:
         )
         if not result.is_finished:
             raise M3ELError(f"told to stop after step {result.steps} of {folder.name}: run the same command to go on")
+        for spare in (*folder.glob("checkpoint-*"), folder / "last"):  # which nobody will go on from
+            shutil.rmtree(spare, ignore_errors=True)
         return {
             "rows": len(rows["train"]),
             "steps": result.steps,

@@ -125,12 +125,15 @@ def test_nil_is_dropped_a_miss_or_an_entity():
     assert (counted(dropped, "perfect"), dropped.missing) == ([(0, 0, 1), (2, 0, 1)], {"it2it": {"NIL": 1}})
     missed = evaluate_knowledge_base([PERFECT], nil_rows(), base(21), nil="miss")
     assert (counted(missed, "perfect"), missed.missing) == ([(0, 0, 1), (1, 21, 0), (2, 0, 1)], {"it2it": {}})
-    entity = evaluate_knowledge_base([PERFECT], nil_rows(), base(21), nil="entity", nil_score=0.5)
+    entity = evaluate_knowledge_base([PERFECT], nil_rows(), base(21), nil="entity", nil_scores={"perfect": 0.5})
     assert counted(entity, "perfect") == [(0, 0, 1), (1, 0, 1), (2, 0, 1)]
     assert set(entity.outcomes["perfect"]["it2it"].candidates) == {22}
-    high = evaluate_knowledge_base([PERFECT], nil_rows(), base(21), nil="entity", nil_score=1.0)
+    high = evaluate_knowledge_base([PERFECT], nil_rows(), base(21), nil="entity", nil_scores={"perfect": 1.0})
     assert counted(high, "perfect") == [(0, 0, 2), (1, 0, 1), (2, 0, 2)]
-    low = evaluate_knowledge_base([PERFECT], nil_rows(), base(21), nil="entity", nil_score=-1.0)
+    other = [PERFECT, Judge("unsure", 1.0, 0.0)]
+    never = evaluate_knowledge_base(other, nil_rows(), base(21), nil="entity", nil_scores={"perfect": 0.5})
+    assert counted(never, "unsure") == [(0, 0, 1), (1, 21, 1), (2, 0, 1)]  # which has no threshold
+    low = evaluate_knowledge_base([PERFECT], nil_rows(), base(21), nil="entity", nil_scores={"perfect": -1.0})
     assert counted(low, "perfect") == [(0, 0, 1), (1, 21, 1), (2, 0, 1)]
 
 
@@ -211,13 +214,13 @@ def test_bad_input_is_one_clear_line():
         evaluate_knowledge_base([PERFECT], rows.select([]), base(3))
     with pytest.raises(M3ELError, match="entity Q11 stands 2 times in the knowledge base"):
         evaluate_knowledge_base([PERFECT], rows, base(9, qid={7: "Q11"}))
-    with pytest.raises(M3ELError, match="pass nil_score with nil='entity'"):
+    with pytest.raises(M3ELError, match="pass nil_scores with nil='entity'"):
         evaluate_knowledge_base([PERFECT], rows, base(3), nil="entity")
-    with pytest.raises(M3ELError, match="pass nil_score with nil='entity'"):
-        evaluate_knowledge_base([PERFECT], rows, base(3), nil_score=0.0)
+    with pytest.raises(M3ELError, match="pass nil_scores with nil='entity'"):
+        evaluate_knowledge_base([PERFECT], rows, base(3), nil_scores={"perfect": 0.0})
     for score in (float("nan"), float("inf")):
-        with pytest.raises(M3ELError, match="NIL has the score (nan|inf), which has no rank"):
-            evaluate_knowledge_base([PERFECT], rows, base(3), nil="entity", nil_score=score)
+        with pytest.raises(M3ELError, match="NIL cannot have the score (nan|inf) for perfect"):
+            evaluate_knowledge_base([PERFECT], rows, base(3), nil="entity", nil_scores={"perfect": score})
     with pytest.raises(M3ELError, match="nil cannot be 'ignore': choose drop, miss, entity"):
         evaluate_knowledge_base([PERFECT], rows, base(3), nil="ignore")  # type: ignore[arg-type]
     with pytest.raises(M3ELError, match="broken scores row-0 with NaN or infinity on it2it"):

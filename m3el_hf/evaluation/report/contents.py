@@ -9,7 +9,7 @@ import numpy as np
 
 from m3el_hf.evaluation.facts import SEEN
 from m3el_hf.evaluation.outcomes import Evaluation, Mask
-from m3el_hf.evaluation.ranking import bootstrap_interval
+from m3el_hf.evaluation.ranking import holm, share_interval
 from m3el_hf.evaluation.report.document import Column, DataTable, Estimate, Example, Report, Setting, Value
 
 KS = (1, 3, 5, 10, 20)
@@ -38,7 +38,8 @@ def evaluation_report(
         notes: What must be read with the figures.
         provenance: Where these come from.
     """
-    tables = [accuracies(evaluation, setting, strong), rank_table(evaluation, setting, strong)]
+    tables = [accuracies(evaluation, setting, strong), differences(evaluation, setting, strong)]
+    tables.append(rank_table(evaluation, setting, strong))
     facts = evaluation.facts
     if len(set(facts["topic"])) > 1:
         tables.append(topic_table(evaluation, setting, strong))
@@ -69,29 +70,66 @@ def mean_accuracy(
     if found is None:
         return None
     rows, values = found
-    return Estimate(float(values.mean()), *bootstrap_interval(values, evaluation.facts["gold"][rows]), len(rows))
+    return Estimate(float(values.mean()), *share_interval(values, evaluation.facts["gold"][rows]), len(rows))
+
+
+def pooled_accuracy(evaluation: Evaluation, system: str) -> Estimate | None:
+    """The mean over all rows of all tasks (micro), None where the system cannot do a task that some row fits."""
+    found = [evaluation.values(system, task.name) for task in evaluation.tasks if evaluation.evaluable(task.name)]
+    parts = [part for part in found if part is not None]
+    if not parts or len(parts) < len(found):
+        return None
+    values = np.concatenate([values for _, values in parts])
+    golds = evaluation.facts["gold"][np.concatenate([rows for rows, _ in parts])]
+    return Estimate(float(values.mean()), *share_interval(values, golds), len(values))
 
 
 def accuracies(evaluation: Evaluation, setting: Setting, strong: str) -> DataTable:
-    """Accuracy by task and system, and the mean over tasks."""
+    """Accuracy by task and system; last the mean of the tasks, and all rows of all tasks together."""
     tasks = [task.name for task in evaluation.tasks]
     rows: list[tuple[Value, ...]] = [
         (task, *(accuracy(evaluation, system, task) for system in evaluation.systems), evaluation.evaluable(task))
         for task in tasks
     ]
-    rows.append(("mean", *(mean_accuracy(evaluation, system) for system in evaluation.systems), None))
+    if len(tasks) > 1:
+        rows.append(("mean (macro)", *(mean_accuracy(evaluation, system) for system in evaluation.systems), None))
+        rows.append(("pooled (micro)", *(pooled_accuracy(evaluation, system) for system in evaluation.systems), None))
     chance = mean_accuracy(evaluation, "chance") if "chance" in evaluation.systems else None
     return DataTable(
         key="accuracy",
         title="Accuracy by task",
-        about=f"Accuracy in % of linking each mention, Hits@1, with 95 % intervals. {ABOUT_TASKS}",
+        about=f"Accuracy in % of linking each mention, Hits@1. {ABOUT_TASKS}",
         setting=setting,
         columns=(Column("task"), *_systems(evaluation, strong), Column("n")),
         rows=tuple(rows),
-        tags=(*({"task": task} for task in tasks), {}),
+        tags=(*({"task": task} for task in tasks), *({} for _ in rows[len(tasks) :])),
         chart="bars",
         chance=chance.value if chance else None,
-        summary_rows=1,
+        summary_rows=len(rows) - len(tasks),
+    )
+
+
+def differences(evaluation: Evaluation, setting: Setting, strong: str) -> DataTable:
+    """By how much the strong system is better than each other, on each task and on their mean."""
+    others = [system for system in evaluation.systems if system != strong]
+    tasks = [task.name for task in evaluation.tasks]
+    names = [None, *tasks] if len(tasks) > 1 else tasks
+    found = [(other, task, evaluation.compare(strong, other, task)) for task in names for other in others]
+    known = [(other, task, one) for other, task, one in found if one is not None]
+    corrected = holm([one.p_value for *_, one in known])
+    rows: list[tuple[Value, ...]] = [
+        (other, task or "mean", Estimate(one.mean, one.low, one.high, one.n), Estimate(p_value))
+        for (other, task, one), p_value in zip(known, corrected, strict=True)
+    ]
+    return DataTable(
+        key="differences",
+        title=f"{strong} beside each other system",
+        about="Points of accuracy by which it is better on the same rows, with 95 % intervals, and the p-value of a "
+        "paired randomisation test, corrected for all comparisons of this table (Holm).",
+        setting=setting,
+        columns=(Column("than"), Column("task"), Column("difference", "points"), Column("corrected p")),
+        rows=tuple(rows),
+        tags=tuple({"task": task, "system": other} if task else {"system": other} for other, task, _ in known),
     )
 
 

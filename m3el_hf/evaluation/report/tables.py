@@ -34,7 +34,8 @@ from m3el_hf.evaluation.report.cells import (
 )
 from m3el_hf.evaluation.report.document import SHARES, Column, DataTable, Estimate, Example, Report, Value
 
-FIELDS = ("report", "table", "row", "column", "unit", "value", "low", "high", "n", "deviation")
+TAGS = ("task", "topic", "system")
+FIELDS = ("report", "table", "row", *TAGS, "column", "unit", "value", "low", "high", "n", "deviation", "text")
 SETTING_FIELDS = ("split", "protocol", "ties", "seed")
 
 MOST_IN_CELL = 20
@@ -78,17 +79,21 @@ def latex(report: Report) -> str:
 
 
 def csv_text(report: Report) -> str:
-    """One row a cell; what is shown in percent is a share here, and says so."""
+    """One row a cell: a figure, or a text; what is shown in percent is a share here, and says so."""
     file = io.StringIO(newline="")
     writer = csv.writer(file)
     writer.writerow((*FIELDS, *SETTING_FIELDS))
     for table in report.tables:
         setting = [getattr(table.setting, name) for name in SETTING_FIELDS]
-        for row in table.rows:
-            name = row_name(table, row)
+        for place, row in enumerate(table.rows):
+            tags = [table.tags[place].get(name) if table.tags else None for name in TAGS]
+            of_row = (report.title, table.key, row_name(table, row), *tags)
             for column, value in zip(table.columns[1:], row[1:], strict=True):
                 known = list(asdict(value).values()) if isinstance(value, Estimate) else [value, *[None] * 4]
-                writer.writerow((report.title, table.key, name, column.name, _unit(column), *known, *setting))
+                if isinstance(value, str):
+                    known[0] = None
+                words = value if isinstance(value, str) else None
+                writer.writerow((*of_row, column.name, _unit(column), *known, words, *setting))
     return file.getvalue()
 
 

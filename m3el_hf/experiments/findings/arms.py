@@ -56,7 +56,11 @@ def _means(runner: Runner, found: Found, baselines: Evaluation, means: dict[str,
         key="means",
         title="Mean over the tasks",
         about=f"Accuracy in %, and its difference from {runner.experiment.reference} in points, paired by row. {RULE}"
-        + (f" Leaked are {leaks.sum()} rows, whose mention shows the gold's own or a near-same picture." * leaks.any()),
+        + (
+            f" Leaked are {leaks.sum()} rows: their mention shows the gold's or a near-same picture."
+            if leaks.any()
+            else ""
+        ),
         setting=setting_of(runner),
         columns=(
             Column("model"),

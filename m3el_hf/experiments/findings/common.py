@@ -44,7 +44,7 @@ def report_of(
         answers=tuple(answers),
         tables=tuple(tables),
         examples=tuple(examples),
-        notes=(*notes, *flattered, CONTROL_NOTE, about_seeds),
+        notes=(*([experiment.note] if experiment.note else []), *notes, *flattered, CONTROL_NOTE, about_seeds),
         provenance=runner.provenance,
     )
 

@@ -16,6 +16,8 @@ from m3el_hf.experiments.findings.common import (
 )
 from m3el_hf.experiments.runner import DRAWN_WITH, PLAIN, Look, Runner
 
+RANDOM = "distractors-at-random"
+
 WORST = 6
 """Conditions that the answers name."""
 
@@ -25,8 +27,8 @@ def report_conditions(runner: Runner) -> Report:
     arm = runner.experiment.arm(runner.experiment.reference)
     plain = needed(Seeds.of(runner.evaluations(arm), MODEL))
     names = runner.experiment.conditions
-    changed = [needed(Seeds.of(runner.evaluations(arm, Look(name)), MODEL)) for name in names]
-    changes = dict(zip(names, compare([(one, plain) for one in changed]), strict=True))
+    changed = {name: needed(Seeds.of(runner.evaluations(arm, Look(name)), MODEL)) for name in names}
+    changes = dict(zip(names, compare([(one, plain) for one in changed.values()]), strict=True))
     worst = sorted((one for one in changes if not changes[one].is_noise), key=lambda one: changes[one].difference.mean)
     noise = [name for name, one in changes.items() if one.is_noise]
     answers = [f"As it is: {percent(plain.estimate)}, the mean over the tasks."]
@@ -35,6 +37,13 @@ def report_conditions(runner: Runner) -> Report:
         answers.append(f"More than noise too: {', '.join(worst[WORST:])}.")
     if noise:
         answers.append(f"Within noise: {', '.join(noise)}.")
+    alike = [name for name in names if name.startswith("distractors-of-")]
+    if RANDOM in names:  # else other distractors and more alike ones would be one change
+        compared = compare([(changed[name], changed[RANDOM]) for name in alike])
+        answers += [
+            f"Where {CONDITIONS[name].about}, it {one.said}, beside distractors at random."
+            for name, one in zip(alike, compared, strict=True)
+        ]
     tables = (_changes(runner, changes), _figures(runner), _meanings(runner))
     return report_of(runner, answers, tables, [f"What a condition draws is drawn once, with the seed {DRAWN_WITH}."])
 

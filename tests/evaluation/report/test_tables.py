@@ -24,9 +24,10 @@ def read_csv(one: Report) -> list[dict[str, str]]:
 def test_csv_has_a_row_a_cell_with_its_setting():
     first, *_, last = read_csv(report())
     assert first == {
-        "report": "Do pictures help?", "table": "tasks", "row": "t2t", "column": "before", "unit": "share",
-        "value": "0.5", "low": "0.45", "high": "0.55", "n": "391", "deviation": "", "split": "test",
-        "protocol": "candidate set, as released", "ties": "expected rank", "seed": "0",
+        "report": "Do pictures help?", "table": "tasks", "row": "t2t", "task": "t2t", "topic": "", "system": "",
+        "column": "before", "unit": "share", "value": "0.5", "low": "0.45", "high": "0.55", "n": "391",
+        "deviation": "", "text": "", "split": "test", "protocol": "candidate set, as released",
+        "ties": "expected rank", "seed": "0",
     }  # fmt: skip
     assert (last["table"], last["row"], last["column"], last["unit"], last["value"]) == (
         "effect",
@@ -50,7 +51,7 @@ def test_csv_read_again_gives_the_same_figures(one):
                 parts = [found[name] for name in ("value", "low", "high", "n", "deviation")]
                 assert Estimate(*(float(part) if part else None for part in parts)) == value
             elif value is None or isinstance(value, str):
-                assert found["value"] == (value or "")
+                assert (found["text"], found["value"]) == (value or "", "")
             else:
                 assert float(found["value"]) == value
             assert [found[name] for name in ("split", "protocol", "ties", "seed")] == list(vars(one.setting).values())
