@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+from numpy.typing import NDArray
 
 from m3el_hf.evaluation.measure import CONTROL, MODEL
 from m3el_hf.evaluation.outcomes import Evaluation
@@ -26,25 +29,21 @@ def report_topics(runner: Runner) -> Report:
     topics, baselines = topics_of(runner), runner.baselines()
     rows: list[tuple[Value, ...]] = []
     controls: list[tuple[Value, ...]] = []
-    home: list[float] = []
-    away: list[float] = []
     for arm in runner.experiment.arms:
         evaluations = runner.evaluations(arm)
         cells = [estimate_of(evaluations, MODEL, where=on_topic(baselines, topic)) for topic in topics]
         rows.append((arm.name, *cells))
         blind = (estimate_of(evaluations, CONTROL, where=on_topic(baselines, topic)) for topic in topics)
         controls.append((arm.name, *blind))
-        for topic, cell in zip(topics, cells, strict=True):
-            if cell is not None:
-                (home if topic in (arm.topics or topics) else away).append(cell.value)
     by_topic = zip(*(baseline_cells(baselines, on_topic(baselines, topic)) for topic in topics), strict=True)
     others = [(column.name, *cells) for column, cells in zip(baseline_columns(), by_topic, strict=True)]
-    answers = ["No model is measured both on a topic that it was trained on and on another."]
-    if home and away:
+    answers = ["On no topic are there both a model that was trained on it and one that was not."]
+    if pair := _home_and_away(runner, topics):
+        home, away = pair
+        [compared] = compare([pair])
         answers = [
-            f"On the topic that it was trained on a model reaches {100 * np.mean(home):.1f} %, on the others "
-            f"{100 * np.mean(away):.1f} %: means of {len(home)} and {len(away)} cells of the matrix, each with its own "
-            "interval there."
+            f"A model that was trained on a mention's topic links it with {percent(home.estimate)}, the others with "
+            f"{percent(away.estimate)} on average: the accuracy of the former {compared.said}."
         ]
     columns = (Column("trained on"), *(Column(topic, "%") for topic in topics))
     matrix = DataTable(
@@ -67,6 +66,26 @@ def report_topics(runner: Runner) -> Report:
         chart="heatmap",
     )
     return report_of(runner, answers, [matrix, control])
+
+
+def _home_and_away(runner: Runner, topics: list[str]) -> tuple[Seeds, Seeds] | None:
+    """On the same rows, models trained on their topic, and the mean of the others; None where either is missing."""
+    parts: list[tuple[NDArray[Any], NDArray[np.float64], NDArray[np.float64]]] = []
+    for topic in topics:
+        kinds: dict[bool, list[Seeds]] = {True: [], False: []}
+        for arm in runner.experiment.arms:
+            evaluations = runner.evaluations(arm)
+            found = Seeds.of(evaluations, MODEL, None, on_topic(evaluations[0], topic))
+            if found is not None:
+                kinds[arm.topics is None or topic in arm.topics].append(found)
+        if kinds[True] and kinds[False]:
+            home, away = (np.mean([one.values for one in kinds[kind]], axis=0) for kind in (True, False))
+            parts.append((kinds[True][0].golds, home, away))
+    if not parts:
+        return None
+    golds = np.concatenate([golds for golds, *_ in parts])
+    home, away = (np.concatenate([part[place] for part in parts], axis=1) for place in (1, 2))
+    return Seeds(home, golds), Seeds(away, golds)
 
 
 def report_transfer(runner: Runner) -> Report:

@@ -126,7 +126,14 @@ def test_topics_make_a_matrix(done):
     where = evaluation.facts["topic"] == "person"
     assert matrix["books"]["person"].value == pytest.approx(evaluation.mean("model", where=where))
     assert matrix["books"]["person"].n == where.sum()
-    assert "means of 2 and 8 cells" in report.answers[0]
+    home, away = [], []
+    for topic, arms in (("person", ("person", "books")), ("books", ("books", "person"))):
+        on = evaluation.facts["topic"] == topic
+        figures = [runner.evaluations(runner.experiment.arm(arm))[0].values("model", where=on)[1] for arm in arms]
+        home, away = [*home, *figures[0]], [*away, *figures[1]]
+    assert f"topic links it with {100 * np.mean(home):.1f} %" in report.answers[0]
+    assert f"the others with {100 * np.mean(away):.1f} %" in report.answers[0]
+    assert "within noise" in report.answers[0] or "points" in report.answers[0]
     baselines = runner.baselines()
     assert matrix["chance"]["person"].value == pytest.approx(baselines.mean("chance", where=where))
     assert matrix["image hash, i2i"]["person"].value == baselines.figures("image hash", "i2i", where)["accuracy"]
