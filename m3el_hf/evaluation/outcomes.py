@@ -99,10 +99,11 @@ class Evaluation:
     def values(
         self, system: str, task: str | None = None, figure: str = "accuracy", where: Mask | None = None
     ) -> tuple[NDArray[np.int64], Values] | None:
-        """The rows that count, and each one's share of a figure, which is their mean.
+        """The rows that count, and each one's value of a figure, which is the mean of these.
 
-        Of the mean over tasks, a row that fits few tasks has a small share. Its intervals and paired differences are
-        those of these values, up to the chance in how many rows fit a task.
+        Of the mean over tasks, a row's value is that mean and what the row adds to it: by how much it is above or below
+        each of its tasks' means, over the number of tasks and the share of the rows that fit the task (the influence
+        function of a mean of ratios). Intervals and paired differences of the mean are those of these values.
 
         Args:
             system: The system.
@@ -116,16 +117,18 @@ class Evaluation:
         if task is not None:
             part = self._part(system, task, where)
             return None if part is None else (part.rows, part.values(figure))
-        total, count = np.zeros(len(self)), np.zeros(len(self), bool)
+        means, added, count = [], np.zeros(len(self)), np.zeros(len(self), bool)
         fitting = [task.name for task in self.tasks if self._fits(task.name, where)]
         for task in fitting:
             part = self._part(system, task, where)
             if part is None:
                 return None
-            total[part.rows] += part.values(figure) / (len(fitting) * len(part.rows))
+            values = part.values(figure)
+            means.append(values.mean())
+            added[part.rows] += (values - values.mean()) / (len(fitting) * len(part.rows))
             count[part.rows] = True
         rows = np.flatnonzero(count)
-        return (rows, total[rows] * len(rows)) if len(rows) else None
+        return (rows, np.mean(means) + added[rows] * len(rows)) if len(rows) else None
 
     def compare(self, one: str, other: str, task: str | None = None, figure: str = "accuracy") -> Difference | None:
         """By how much one system is better than another on the same rows; None without rows or where one cannot do it.

@@ -20,7 +20,7 @@ from m3el_hf.evaluation.ranking import hits_at_k, paired_difference, reciprocal_
 from m3el_hf.evaluation.systems import ModelSystem
 from m3el_hf.tasks import Task
 from tests.conftest import instance, write_release
-from tests.evaluation.test_evaluator import ANTI, CONSTANT, PERFECT, ShyJudge, dataset, make_row
+from tests.evaluation.test_evaluator import ANTI, CONSTANT, PERFECT, ShyJudge, dataset, lacking_pictures, make_row
 from tests.evaluation.test_knowledge_base import base
 from tests.evaluation.test_sharing import assert_same
 
@@ -114,6 +114,13 @@ def test_the_mean_of_some_rows_is_that_of_their_tasks(seed, share):
         assert set(rows) == set(np.flatnonzero(where))
     else:
         assert found.mean("one", where=where) is None
+
+
+def test_the_mean_of_what_cannot_vary_has_no_interval():
+    """Chance is a third of every task, however many rows fit which."""
+    found = evaluate([CONSTANT], lacking_pictures())
+    _, values = found.values("constant")
+    assert values.tolist() == pytest.approx([1 / 3] * 6, abs=1e-15)
 
 
 def test_a_system_that_cannot_do_a_task_that_rows_fit_has_no_mean():

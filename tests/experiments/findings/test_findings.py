@@ -143,7 +143,7 @@ def test_topics_make_a_matrix(done):
 
 def test_a_matrix_of_models_that_know_every_topic_has_no_others(done):
     _, report = done(ARMS.replace("kind: arms", "kind: topics"), seeds=(0,))
-    assert report.answers == ("No model is measured both on a topic that it was trained on and on another.",)
+    assert report.answers == ("On no topic are there both a model that was trained on it and one that was not.",)
 
 
 def test_what_training_lacked_is_measured_apart(done, store):
