@@ -82,7 +82,8 @@ def csv_text(report: Report) -> str:
     """One row a cell: a figure, or a text; what is shown in percent is a share here, and says so."""
     file = io.StringIO(newline="")
     writer = csv.writer(file)
-    writer.writerow((*FIELDS, *SETTING_FIELDS))
+    writer.writerow((*FIELDS, *SETTING_FIELDS, "versions"))
+    versions = described(report.provenance.get("versions", {}))
     for table in report.tables:
         setting = [getattr(table.setting, name) for name in SETTING_FIELDS]
         for place, row in enumerate(table.rows):
@@ -93,7 +94,7 @@ def csv_text(report: Report) -> str:
                 if isinstance(value, str):
                     known[0] = None
                 words = value if isinstance(value, str) else None
-                writer.writerow((*of_row, column.name, _unit(column), *known, words, *setting))
+                writer.writerow((*of_row, column.name, _unit(column), *known, words, *setting, versions))
     return file.getvalue()
 
 

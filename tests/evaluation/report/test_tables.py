@@ -27,7 +27,7 @@ def test_csv_has_a_row_a_cell_with_its_setting():
         "report": "Do pictures help?", "table": "tasks", "row": "t2t", "task": "t2t", "topic": "", "system": "",
         "column": "before", "unit": "share", "value": "0.5", "low": "0.45", "high": "0.55", "n": "391",
         "deviation": "", "text": "", "split": "test", "protocol": "candidate set, as released",
-        "ties": "expected rank", "seed": "0",
+        "ties": "expected rank", "seed": "0", "versions": "torch 2.13",
     }  # fmt: skip
     assert (last["table"], last["row"], last["column"], last["unit"], last["value"]) == (
         "effect",
