@@ -120,7 +120,7 @@ def test_train_evaluate_and_link_follow_each_other(kind, store, tmp_path, capsys
     assert main(["evaluate", model, "--data", str(store), "--output", str(tmp_path / "report")]) == 0
     results = json.loads((tmp_path / "report" / "results.json").read_text())
     names = [column["name"] for column in results["tables"][0]["columns"]]
-    assert {"chance", "BM25", "image hash", "model", "mention-blind control"} < set(names)
+    assert {"chance", "BM25", "image hash", f"{tmp_path.name}/best", "mention-blind control"} < set(names)
     again = Evaluation.load(tmp_path / "report")
     assert (again.protocol, len(again)) == ("candidate set of 3", results["tables"][0]["rows"][0]["cells"]["n"])
     base = ["--against", "knowledge-base", "--tasks", "t2t", "it2it", "--cache-dir", str(tmp_path / "kept")]

@@ -17,7 +17,8 @@ from torch.utils.data import get_worker_info
 from m3el_hf import ClipNDModel, M3ELError
 from m3el_hf.cli import main
 from m3el_hf.data.collator import LinkingCollator, undecoded
-from m3el_hf.evaluation.evaluator import ModelSystem, evaluate
+from m3el_hf.evaluation.evaluator import evaluate
+from m3el_hf.evaluation.systems import ModelSystem
 from m3el_hf.training import log, loop
 from m3el_hf.training.arguments import TrainingArguments
 from m3el_hf.training.batches import TrainingCollator
