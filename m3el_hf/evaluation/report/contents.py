@@ -92,13 +92,14 @@ def accuracies(evaluation: Evaluation, setting: Setting, strong: str) -> DataTab
         for task in tasks
     ]
     if len(tasks) > 1:
-        rows.append(("mean (macro)", *(mean_accuracy(evaluation, system) for system in evaluation.systems), None))
-        rows.append(("pooled (micro)", *(pooled_accuracy(evaluation, system) for system in evaluation.systems), None))
+        rows.append(("macro", *(mean_accuracy(evaluation, system) for system in evaluation.systems), None))
+        rows.append(("micro", *(pooled_accuracy(evaluation, system) for system in evaluation.systems), None))
     chance = mean_accuracy(evaluation, "chance") if "chance" in evaluation.systems else None
     return DataTable(
         key="accuracy",
         title="Accuracy by task",
-        about=f"Accuracy in % of linking each mention, Hits@1. {ABOUT_TASKS}",
+        about=f"Accuracy in % of linking each mention, Hits@1; macro is the mean of the tasks, micro all rows of all "
+        f"tasks together. {ABOUT_TASKS}",
         setting=setting,
         columns=(Column("task"), *_systems(evaluation, strong), Column("n")),
         rows=tuple(rows),

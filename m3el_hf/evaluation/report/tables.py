@@ -165,7 +165,7 @@ def _rich_table(table: DataTable) -> RichTable:
     caption = [setting_line(table, is_bare=True)]
     kept = _fitting(table, heads, words, rows)
     if left_out := len(heads) - len(kept):
-        caption.append(f"{left_out} more columns in the report")
+        caption.append(f"{left_out} more column{'s' if left_out > 1 else ''} in the report")
         heads, words = [heads[place] for place in kept], [words[place] for place in kept]
         rows = [[row[place] for place in kept] for row in rows]
     shown = RichTable(title=Text(table.title), box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
